@@ -1,0 +1,31 @@
+// The one error type for faults a user can mend, and a check for those only a programmer can.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace qat {
+
+// Thrown for anything wrong with a file, a recipe or an argument. The text is one line that names the
+// file, the place, what was expected and what was found. Only `main` catches it (exit status 1).
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// fail("model.gguf: tensor ", name, ": expected F32, found ", found): concatenates and throws Error.
+template <class... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream text;
+  (text << ... << args);
+  throw Error(text.str());
+}
+
+[[noreturn]] void check_failed(const char* condition, const char* file, int line);
+
+// Programmer faults; stays on in release builds.
+#define QAT_CHECK(condition) \
+  ((condition) ? static_cast<void>(0) : ::qat::check_failed(#condition, __FILE__, __LINE__))
+
+}  // namespace qat

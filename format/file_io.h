@@ -1,0 +1,68 @@
+// Files: read by mapping, written whole or not at all.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+#include "format/span.h"
+
+namespace qat {
+
+// A read-only mapping of a whole file. Move-only; unmapped on destruction. An empty file maps to an empty span.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::string& path);  // throws Error: cannot open, not a regular file
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  const std::string& path() const { return path_; }
+  Span<const uint8_t> bytes() const { return {data_, size_}; }
+
+ private:
+  std::string path_;
+  const uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Writes PATH.tmp.PID, and on commit() flushes, syncs and renames it over PATH. Destroyed without commit, it removes the
+// temporary file, so PATH is either the old file or the complete new one. Throws Error on any failed write (disk full).
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::string& path);
+  AtomicFile(const AtomicFile&) = delete;
+  ~AtomicFile();
+  void write(const void* data, size_t size);
+  void write(Span<const uint8_t> bytes) { write(bytes.data(), bytes.size()); }
+  void write_zeros(size_t count);
+  uint64_t position() const { return position_; }
+  void commit();
+
+ private:
+  std::string path_, temporary_;
+  std::FILE* file_ = nullptr;
+  uint64_t position_ = 0;
+};
+
+// Whole small files (config.json and the like). read_file refuses files over max_bytes.
+std::string read_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
+void write_file(const std::string& path, const std::string& contents);  // atomic
+void copy_file_atomic(const std::string& from, const std::string& to);
+
+// A directory written whole or not at all: fill path(), then commit() syncs it and renames it over `final_path`
+// (an existing directory there is replaced). Destroyed without commit, the temporary directory is removed.
+class AtomicDirectory {
+ public:
+  explicit AtomicDirectory(const std::string& final_path);
+  AtomicDirectory(const AtomicDirectory&) = delete;
+  ~AtomicDirectory();
+  const std::string& path() const { return temporary_; }
+  void commit();
+
+ private:
+  std::string final_, temporary_;
+};
+
+}  // namespace qat

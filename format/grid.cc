@@ -1,0 +1,239 @@
+#include "format/grid.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "format/error.h"
+#include "format/number.h"
+
+namespace qat {
+namespace {
+
+// Level of x on the Q4_0 grid in 0..15 for an inverse scale: floor(x/d + 8.5), clamped. Truncation of the positive sum
+// rounds ties up, as ggml does; the clamp to 0 matters only for scales chosen elsewhere.
+uint8_t q4_0_code(float x, float inverse) {
+  const float shifted = x * inverse + 8.5f;
+  if (!(shifted > 0.0f)) return 0;
+  return shifted >= 16.0f ? 15 : static_cast<uint8_t>(shifted);
+}
+
+BlockQ4_0 pack_q4_0(const float* x, float inverse, uint16_t d) {
+  BlockQ4_0 block;
+  block.d = d;
+  for (int j = 0; j < 16; ++j) {
+    const unsigned low = q4_0_code(x[j], inverse);
+    const unsigned high = q4_0_code(x[j + 16], inverse);
+    block.qs[j] = static_cast<uint8_t>(low | (high << 4));
+  }
+  return block;
+}
+
+template <class Block>
+Block load_block(const uint8_t* data) {
+  Block block;
+  std::memcpy(&block, data, sizeof block);
+  return block;
+}
+
+template <class Block, class Encode>
+void encode_blocks(const float* x, int64_t count, int block_size, uint8_t* out, Encode encode) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Block block = encode(x + i * block_size);
+    std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+template <class Block>
+void decode_blocks(const uint8_t* data, int64_t count, int block_size, float* out) {
+  for (int64_t i = 0; i < count; ++i)
+    decode_block(load_block<Block>(data + i * static_cast<int64_t>(sizeof(Block))), out + i * block_size);
+}
+
+template <class Encode>
+void fake_quantize_blocks(const float* x, int64_t count, int block_size, float* out, Encode encode) {
+  for (int64_t i = 0; i < count; ++i) decode_block(encode(x + i * block_size), out + i * block_size);
+}
+
+void store_u16(uint8_t* out, int64_t i, uint16_t v) { std::memcpy(out + 2 * i, &v, 2); }
+uint16_t load_u16(const uint8_t* data, int64_t i) {
+  uint16_t v;
+  std::memcpy(&v, data + 2 * i, 2);
+  return v;
+}
+
+}  // namespace
+
+bool is_grid(DType type) {
+  return type == DType::F32 || type == DType::F16 || type == DType::BF16 || has_codes(type);
+}
+
+bool has_codes(DType type) { return type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K; }
+
+BlockQ4_0 encode_q4_0(const float* x) {
+  float largest = 0.0f, extreme = 0.0f;
+  for (int j = 0; j < kBlockSize; ++j) {
+    const float magnitude = std::fabs(x[j]);
+    if (magnitude > largest) {
+      largest = magnitude;
+      extreme = x[j];
+    }
+  }
+  const float d = extreme / -8.0f;
+  return pack_q4_0(x, d != 0.0f ? 1.0f / d : 0.0f, f32_to_f16(d));
+}
+
+BlockQ4_0 encode_q4_0_with_scale(const float* x, float d) {
+  const uint16_t stored = f32_to_f16(d);
+  const float used = f16_to_f32(stored);
+  return pack_q4_0(x, used != 0.0f ? 1.0f / used : 0.0f, stored);
+}
+
+void decode_block(const BlockQ4_0& block, float* out) {
+  const float d = f16_to_f32(block.d);
+  for (int j = 0; j < 16; ++j) {
+    out[j] = d * static_cast<float>((block.qs[j] & 15) - 8);
+    out[j + 16] = d * static_cast<float>((block.qs[j] >> 4) - 8);
+  }
+}
+
+BlockQ8_0 encode_q8_0(const float* x) {
+  float largest = 0.0f;
+  for (int j = 0; j < kBlockSize; ++j) largest = std::fmax(largest, std::fabs(x[j]));
+  const float d = largest / 127.0f;
+  const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  BlockQ8_0 block;
+  block.d = f32_to_f16(d);
+  for (int j = 0; j < kBlockSize; ++j) block.qs[j] = static_cast<int8_t>(std::round(x[j] * inverse));
+  return block;
+}
+
+void decode_block(const BlockQ8_0& block, float* out) {
+  const float d = f16_to_f32(block.d);
+  for (int j = 0; j < kBlockSize; ++j) out[j] = d * static_cast<float>(block.qs[j]);
+}
+
+void encode_rows(DType grid, const float* x, int64_t rows, int64_t cols, uint8_t* out) {
+  QAT_CHECK(is_grid(grid));
+  const int block_size = dtype_info(grid).block_size;
+  QAT_CHECK(cols % block_size == 0);
+  const int64_t count = rows * cols / block_size;
+  switch (grid) {
+    case DType::F32: std::memcpy(out, x, static_cast<size_t>(count) * 4); break;
+    case DType::F16: for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_f16(x[i])); break;
+    case DType::BF16: for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_bf16(x[i])); break;
+    case DType::Q4_0: encode_blocks<BlockQ4_0>(x, count, block_size, out, encode_q4_0); break;
+    case DType::Q8_0: encode_blocks<BlockQ8_0>(x, count, block_size, out, encode_q8_0); break;
+    default: encode_blocks<BlockQ6_K>(x, count, block_size, out, encode_q6_k); break;
+  }
+}
+
+void decode_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols, float* out) {
+  QAT_CHECK(is_grid(grid));
+  const int block_size = dtype_info(grid).block_size;
+  QAT_CHECK(cols % block_size == 0);
+  const int64_t count = rows * cols / block_size;
+  switch (grid) {
+    case DType::F32: std::memcpy(out, data, static_cast<size_t>(count) * 4); break;
+    case DType::F16: for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(load_u16(data, i)); break;
+    case DType::BF16: for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(load_u16(data, i)); break;
+    case DType::Q4_0: decode_blocks<BlockQ4_0>(data, count, block_size, out); break;
+    case DType::Q8_0: decode_blocks<BlockQ8_0>(data, count, block_size, out); break;
+    default: decode_blocks<BlockQ6_K>(data, count, block_size, out); break;
+  }
+}
+
+void fake_quantize_rows(DType grid, const float* x, int64_t rows, int64_t cols, float* out) {
+  QAT_CHECK(is_grid(grid));
+  const int block_size = dtype_info(grid).block_size;
+  QAT_CHECK(cols % block_size == 0);
+  const int64_t count = rows * cols / block_size;
+  switch (grid) {
+    case DType::F32: if (out != x) std::memcpy(out, x, static_cast<size_t>(count) * 4); break;
+    case DType::F16: for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(f32_to_f16(x[i])); break;
+    case DType::BF16: for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(f32_to_bf16(x[i])); break;
+    case DType::Q4_0: fake_quantize_blocks(x, count, block_size, out, encode_q4_0); break;
+    case DType::Q8_0: fake_quantize_blocks(x, count, block_size, out, encode_q8_0); break;
+    default: fake_quantize_blocks(x, count, block_size, out, encode_q6_k); break;
+  }
+}
+
+CodedRows unpack_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols) {
+  QAT_CHECK(has_codes(grid) && cols % dtype_info(grid).block_size == 0);
+  const int64_t blocks = rows * cols / dtype_info(grid).block_size;
+  CodedRows coded;
+  coded.grid = grid;
+  coded.rows = rows;
+  coded.cols = cols;
+  coded.codes.resize(static_cast<size_t>(rows * cols));
+  coded.scales.resize(static_cast<size_t>(blocks));
+  if (grid == DType::Q6_K) coded.sub_scales.resize(static_cast<size_t>(blocks) * 16);
+  for (int64_t i = 0; i < blocks; ++i) {
+    int8_t* codes = coded.codes.data() + i * dtype_info(grid).block_size;
+    uint16_t& scale = coded.scales[static_cast<size_t>(i)];
+    if (grid == DType::Q4_0) {
+      const auto block = load_block<BlockQ4_0>(data + i * static_cast<int64_t>(sizeof(BlockQ4_0)));
+      scale = block.d;
+      for (int j = 0; j < 16; ++j) {
+        codes[j] = static_cast<int8_t>((block.qs[j] & 15) - 8);
+        codes[j + 16] = static_cast<int8_t>((block.qs[j] >> 4) - 8);
+      }
+    } else if (grid == DType::Q8_0) {
+      const auto block = load_block<BlockQ8_0>(data + i * static_cast<int64_t>(sizeof(BlockQ8_0)));
+      scale = block.d;
+      std::memcpy(codes, block.qs, sizeof block.qs);
+    } else {
+      const auto block = load_block<BlockQ6_K>(data + i * static_cast<int64_t>(sizeof(BlockQ6_K)));
+      scale = block.d;
+      std::memcpy(coded.sub_scales.data() + i * 16, block.scales, 16);
+      unpack_q6_k_codes(block, codes);
+    }
+  }
+  return coded;
+}
+
+void pack_rows(const CodedRows& coded, uint8_t* out) {
+  const int block_size = dtype_info(coded.grid).block_size;
+  const int64_t blocks = coded.rows * coded.cols / block_size;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int8_t* codes = coded.codes.data() + i * block_size;
+    const uint16_t scale = coded.scales[static_cast<size_t>(i)];
+    if (coded.grid == DType::Q4_0) {
+      BlockQ4_0 block;
+      block.d = scale;
+      for (int j = 0; j < 16; ++j)
+        block.qs[j] = static_cast<uint8_t>((codes[j] + 8) | ((codes[j + 16] + 8) << 4));
+      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
+    } else if (coded.grid == DType::Q8_0) {
+      BlockQ8_0 block;
+      block.d = scale;
+      std::memcpy(block.qs, codes, sizeof block.qs);
+      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
+    } else {
+      BlockQ6_K block;
+      block.d = scale;
+      std::memcpy(block.scales, coded.sub_scales.data() + i * 16, 16);
+      pack_q6_k_codes(codes, &block);
+      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
+    }
+  }
+}
+
+void pack_int4(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* out) {
+  const int64_t stride = (cols + 1) / 2;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t b = 0; b < stride; ++b) {
+      const int low = codes[r * cols + 2 * b] + 8;
+      const int high = (2 * b + 1 < cols ? codes[r * cols + 2 * b + 1] : 0) + 8;
+      out[r * stride + b] = static_cast<uint8_t>(low | (high << 4));
+    }
+  }
+}
+
+void unpack_int4(const uint8_t* data, int64_t rows, int64_t cols, int8_t* codes) {
+  const int64_t stride = (cols + 1) / 2;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < cols; ++k)
+      codes[r * cols + k] = static_cast<int8_t>(((data[r * stride + k / 2] >> (4 * (k % 2))) & 15) - 8);
+}
+
+}  // namespace qat

@@ -1,0 +1,50 @@
+// A quantization plan: which tensor sits on which grid.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "format/grid.h"
+#include "format/tensor_table.h"
+
+namespace qat {
+
+// The first rule whose pattern (regular expression, searched anywhere) matches the canonical or the GGUF name decides.
+struct PlanRule {
+  std::string pattern;
+  DType grid = DType::Q4_0;
+};
+
+struct Plan {
+  std::string name;             // "none", "q4_0", ...
+  std::vector<PlanRule> rules;  // user's rules, tried first
+  // What llama-quantize does for this target when no rule matches. F32, F16, BF16 targets: every matrix in that type.
+  DType target = DType::F32;
+  bool keep = false;            // plan "none": every tensor stays as the checkpoint has it
+  // Types of embedding tables and of the head, instead of the target's default mixture (tied embedding, per-layer table and
+  // output: Q6_K). Set by --token-embedding-type / --output-tensor-type.
+  bool has_embedding_type = false, has_output_type = false;
+  DType embedding_type = DType::Q6_K, output_type = DType::Q6_K;
+  bool pure = false;            // every quantizable tensor gets the target
+};
+
+// Names: "none"; "f32", "f16", "bf16", "q8_0", "q4_0". Throws Error listing the names.
+Plan plan_from_name(const std::string& name);
+
+struct PlanEntry {
+  DType grid = DType::F32;
+  std::string note;  // "172 columns are no multiple of 32: F16" when the shape forced a fallback, else empty
+};
+
+// The grid of every tensor in the table, by canonical name. Norms, scalars and whatever is not quantizable: F32 for 1-D
+// tensors; the matrices llama-quantize leaves alone keep BF16/F16/F32 as the checkpoint has them (`source_types`).
+// Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, then F16.
+std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
+                                              const std::map<std::string, DType>& source_types);
+
+// The plan as it is kept in a quantized checkpoint: plan.json (name, rules, the resolved grid of each tensor).
+std::string plan_to_json(const Plan& plan, const std::map<std::string, PlanEntry>& resolved);
+std::map<std::string, DType> resolved_plan_from_json(const std::string& json, const std::string& origin);
+
+}  // namespace qat

@@ -1,0 +1,86 @@
+// Runs a model on the CPU: any MODEL (GGUF file, HF directory, quantized checkpoint) by one forward pass.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "format/model_config.h"
+#include "format/tensor_table.h"
+#include "format/tokenizer.h"
+
+namespace qat {
+
+// A matrix as stored: rows x cols, rows of row_bytes(dtype, cols). Points into a mapped file or into `Weights`' own memory.
+struct Matrix {
+  DType dtype = DType::F32;
+  int64_t rows = 0, cols = 0;
+  const uint8_t* data = nullptr;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct LayerWeights {
+  std::vector<float> attention_norm, q_norm, k_norm, post_attention_norm, ffn_norm, post_ffn_norm, post_ple_norm;
+  Matrix q, k, v, o, gate, up, down, ple_gate, ple_projection;  // k, v empty on KV-shared layers; v empty when K = V
+  float scalar = 1.0f;
+};
+
+// Everything the forward pass reads, plus what keeps it alive. Norm weights are as multiplied (Gemma 3's 1 + w is applied).
+// Llama GGUF files hold q and k rows interleaved; `rope_interleaved` says which pairing the rotary embedding must use.
+struct Weights {
+  ModelConfig config;
+  bool rope_interleaved = false;
+  Matrix embedding, ple_embedding, ple_model_projection, output;  // output = embedding when tied
+  std::vector<float> output_norm, ple_projection_norm;
+  std::vector<LayerWeights> layers;
+  std::vector<std::shared_ptr<void>> owners;  // mapped files and repacked buffers
+};
+
+// Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot run.
+Weights load_weights(const std::string& path);
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
+
+struct EngineOptions {
+  int threads = 0;         // 0: all processors
+  bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
+};
+
+// K and V of the positions seen so far, per layer that owns them.
+class KvCache {
+ public:
+  KvCache(const ModelConfig& config, int64_t capacity);  // positions
+  int64_t length() const { return length_; }
+  int64_t capacity() const { return capacity_; }
+  void clear() { length_ = 0; }
+
+ private:
+  friend class Engine;
+  int64_t capacity_ = 0, length_ = 0;
+  std::vector<std::vector<float>> k_, v_;  // per layer [capacity, kv_heads * head_dim]; empty on sharing layers
+};
+
+class Engine {
+ public:
+  Engine(Weights weights, const EngineOptions& options = {});
+  ~Engine();
+  const ModelConfig& config() const;
+
+  // Appends tokens to the sequence in `cache` (positions cache.length()...) and returns in `logits` a row of vocab floats for
+  // each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range (checked, throws Error).
+  void forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits);
+
+  // Several independent sequences, one token each (batched decode): logits [n, vocab].
+  void decode_batch(Span<const int32_t> tokens, Span<KvCache*> caches, float* logits);
+
+  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data).
+  using InputObserver = void (*)(void* user, const std::string& canonical_name, int64_t rows, int64_t cols, const float* x);
+  void set_input_observer(InputObserver observer, void* user);
+
+  struct Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace qat
