@@ -69,4 +69,16 @@ size_t row_bytes(DType type, int64_t cols) {
   return static_cast<size_t>(cols / info.block_size) * static_cast<size_t>(info.block_bytes);
 }
 
+std::optional<uint64_t> tensor_bytes(DType type, const std::vector<int64_t>& shape) {
+  const DTypeInfo& info = dtype_info(type);
+  // Every prefix product must fit, zeros or not: TensorView::count() multiplies in this order.
+  int64_t count = 1;
+  for (const int64_t size : shape)
+    if (size < 0 || __builtin_mul_overflow(count, size, &count)) return std::nullopt;
+  if ((shape.empty() ? 1 : shape.back()) % info.block_size != 0) return std::nullopt;
+  int64_t bytes = 0;
+  if (__builtin_mul_overflow(count / info.block_size, static_cast<int64_t>(info.block_bytes), &bytes)) return std::nullopt;
+  return static_cast<uint64_t>(bytes);
+}
+
 }  // namespace qat

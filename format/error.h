@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace qat {
 
@@ -21,6 +22,10 @@ template <class... Args>
   (text << ... << args);
   throw Error(text.str());
 }
+
+// Text that came out of a file, fit for one line of an error: control characters become \xNN, and what is longer than 200 bytes
+// is cut.
+std::string printable(std::string_view text);
 
 [[noreturn]] void check_failed(const char* condition, const char* file, int line);
 

@@ -51,11 +51,12 @@ std::string read_file(const std::string& path, size_t max_bytes = size_t{1} << 3
 void write_file(const std::string& path, const std::string& contents);  // atomic
 void copy_file_atomic(const std::string& from, const std::string& to);
 
-// A directory written whole or not at all: fill path(), then commit() syncs it and renames it over `final_path`
-// (an existing directory there is replaced). Destroyed without commit, the temporary directory is removed.
+// A directory written whole or not at all: fill path(), then commit() syncs it and renames it over `final_path`.
+// An existing directory there is replaced; with a `marker`, only when it is empty or holds a file of that name (so that
+// `--out ~` costs nobody a home). Destroyed without commit, the temporary directory is removed.
 class AtomicDirectory {
  public:
-  explicit AtomicDirectory(const std::string& final_path);
+  explicit AtomicDirectory(const std::string& final_path, const std::string& marker = "");
   AtomicDirectory(const AtomicDirectory&) = delete;
   ~AtomicDirectory();
   const std::string& path() const { return temporary_; }

@@ -41,6 +41,7 @@ class Safetensors {
 
  private:
   void open_one(const std::string& file);
+  void open_shards(const std::string& index);
   std::string path_;
   std::vector<MappedFile> files_;
   std::vector<TensorView> tensors_;
