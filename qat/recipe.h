@@ -45,10 +45,18 @@ struct Recipe {
 // Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible value.
 Recipe recipe_from_file(const std::string& path);
 Recipe recipe_from_toml(const std::string& text, const std::string& origin);
-// One "section.key=value" or "key=value" on top.
+// One "section.key=value" or "key=value" on top. The value is TOML; text needs no quotes, a list may be one bare text.
 void recipe_set(Recipe& recipe, const std::string& assignment);
-void validate_recipe(const Recipe& recipe);       // throws Error naming key, bound and value
+// What must hold before a run: every number in its bounds, model, out and data given, plan, rules and types known,
+// losses and device possible. Looks at no file. Throws Error naming key, bound and value.
+void validate_recipe(const Recipe& recipe);
 std::string recipe_to_toml(const Recipe& recipe);  // every key, with its comment
-std::string explain_recipe();                      // every key: type, default, meaning
+std::string explain_recipe();                      // every key: type, default, bounds, meaning
+
+// Why a run begun with `before` cannot go on with `now`: one text per key that decides the result and differs,
+// "[train] lr: 1e-4 -> 0.001". What may change between the two (where the run lives, how it is reported, memory for
+// time, threads, device) is a column of the table and said by explain_recipe(); only an unchanged recipe on the same device
+// and thread count promises the same bits.
+std::vector<std::string> recipe_conflicts(const Recipe& before, const Recipe& now);
 
 }  // namespace qat

@@ -1,0 +1,212 @@
+// Recipes: what a file may say, and the one line that a wrong one gets.
+#include "qat/recipe.h"
+
+#include <fstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "format/error.h"
+#include "qat/nearest.h"
+#include "tests/test_paths.h"
+
+namespace qat {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::string parse_error(const std::string& text) {
+  return error_of([&] { recipe_from_toml(text, "r.toml"); });
+}
+
+Recipe valid() {
+  Recipe r;
+  r.model = "m";
+  r.out = "o";
+  r.data = {"t.txt"};
+  return r;
+}
+
+std::string set_error(const std::string& assignment) {
+  return error_of([&] {
+    Recipe r;
+    recipe_set(r, assignment);
+  });
+}
+
+template <class F>
+std::string invalid(F&& change) {
+  Recipe r = valid();
+  change(r);
+  return error_of([&] { validate_recipe(r); });
+}
+
+TEST(Recipe, ReadsEveryType) {
+  const Recipe r = recipe_from_toml(R"(
+[model]
+model = "in"
+[quantization]
+rules = ["ffn_down=q8_0", 'a"b=f16']
+[data]
+data = "one.txt"
+[train]
+steps = 7
+lr = 1
+beta1 = 0.5
+seed = 9223372036854770000
+gradient_checkpointing = true
+)", "r.toml");
+  EXPECT_EQ(r.model, "in");
+  EXPECT_EQ(r.rules, (std::vector<std::string>{"ffn_down=q8_0", "a\"b=f16"}));
+  EXPECT_EQ(r.data, std::vector<std::string>{"one.txt"});
+  EXPECT_EQ(r.steps, 7);
+  EXPECT_EQ(r.lr, 1.0);
+  EXPECT_EQ(r.beta1, 0.5);
+  EXPECT_EQ(r.seed, 9223372036854770000u);
+  EXPECT_TRUE(r.gradient_checkpointing);
+  EXPECT_EQ(r.batch, Recipe().batch);  // the rest keeps its default
+}
+
+TEST(Recipe, WrittenFormReadsBackEqual) {
+  Recipe r = valid();
+  r.model = "with \"quotes\", \\ and \n newline, é";
+  r.lr = 0.1 + 0.2;
+  r.eps = 1e-30;
+  r.clip = 3;
+  r.seed = 1234567890123456789u;
+  r.data = {"a", "b c"};
+  const std::string text = recipe_to_toml(r);
+  const Recipe back = recipe_from_toml(text, "written");
+  EXPECT_EQ(recipe_to_toml(back), text);
+  EXPECT_EQ(back.model, r.model);
+  EXPECT_EQ(back.lr, r.lr);
+  EXPECT_EQ(back.eps, r.eps);
+  EXPECT_EQ(back.data, r.data);
+}
+
+TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
+  // A member without a row would keep its default whatever the file says: the sizes of the rows' types fill the struct.
+  const std::string text = recipe_to_toml(Recipe());
+  size_t rows = 0;
+  for (size_t at = text.find(" = "); at != std::string::npos; at = text.find(" = ", at + 1)) ++rows;
+  EXPECT_EQ(rows, 35u);
+  const size_t strings = 8, lists = 2, wholes = 14, numbers = 10, flags = 1;
+  EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
+  EXPECT_EQ(sizeof(Recipe), strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
+}
+
+TEST(Recipe, ErrorsNameFileLineAndWhatWasMeant) {
+  EXPECT_THAT(parse_error("[train]\nstpes = 3\n"), AllOf(HasSubstr("r.toml:2: unknown key \"stpes\""), HasSubstr("did you mean \"steps\"?")));
+  EXPECT_THAT(parse_error("[train]\nzzzzzzzzzzz = 3\n"), AllOf(HasSubstr("unknown key"), Not(HasSubstr("did you mean")), HasSubstr("--explain")));
+  EXPECT_THAT(parse_error("[trian]\nsteps = 3\n"), HasSubstr("r.toml:1: unknown section [trian]: expected one of [model]"));
+  EXPECT_THAT(parse_error("steps = 3\n"), HasSubstr("r.toml:1: \"steps\" belongs in [train], found outside any section"));
+  EXPECT_THAT(parse_error("stesp = 3\n"), HasSubstr("did you mean \"steps\"?"));
+  EXPECT_THAT(parse_error("[model]\nsteps = 3\n"), HasSubstr("r.toml:2: \"steps\" belongs in [train], found in [model]"));
+  EXPECT_THAT(parse_error("[train]\nsteps = \"many\"\n"), HasSubstr("r.toml:2: [train] steps: expected whole number, found the text \"many\""));
+  EXPECT_THAT(parse_error("[train]\nsteps = 1.5\n"), HasSubstr("expected whole number, found 1.5"));
+  EXPECT_THAT(parse_error("[train]\nlr = true\n"), HasSubstr("expected number, found true"));
+  EXPECT_THAT(parse_error("[train]\ngradient_checkpointing = 1\n"), HasSubstr("expected true or false, found 1"));
+  EXPECT_THAT(parse_error("[model]\nmodel = 1\n"), HasSubstr("expected text, found 1"));
+  EXPECT_THAT(parse_error("[data]\ndata = [1]\n"), HasSubstr("expected texts in the list, found 1"));
+  EXPECT_THAT(parse_error("[data]\ndata = 1\n"), HasSubstr("expected list of texts, found 1"));
+  EXPECT_THAT(parse_error("[train]\nsteps = 0\n"), HasSubstr("r.toml:2: [train] steps: expected whole number at least 1, found 0"));
+  EXPECT_THAT(parse_error("[train]\nlr = nan\n"), HasSubstr("expected number from 0 to 10, found nan"));
+  EXPECT_THAT(parse_error("[train]\nseed = -1\n"), HasSubstr("at least 0, found -1"));
+  EXPECT_THAT(parse_error("[train]\nsteps = \n"), HasSubstr("r.toml:2: not valid TOML"));
+  EXPECT_THAT(parse_error("[train]\nsteps = 1\nsteps = 2\n"), HasSubstr("r.toml:3: not valid TOML"));
+  EXPECT_THAT(parse_error("[model]\nmodel = \"\xff\"\n"), HasSubstr("not valid TOML"));
+}
+
+TEST(Recipe, FileErrorsNameTheFile) {
+  const TemporaryDirectory directory;
+  EXPECT_THAT(error_of([&] { recipe_from_file(directory / "absent.toml"); }), HasSubstr("absent.toml"));
+  std::ofstream(directory / "bad.toml") << "[train]\nsteps = 0\n";
+  EXPECT_THAT(error_of([&] { recipe_from_file(directory / "bad.toml"); }), HasSubstr("bad.toml:2:"));
+}
+
+TEST(Recipe, SetChangesOneKey) {
+  Recipe r;
+  recipe_set(r, "train.steps=12");
+  recipe_set(r, "lr=2e-5");
+  recipe_set(r, "plan=none");
+  recipe_set(r, "model=a=b c");
+  recipe_set(r, "eval_text=\"quoted\"");
+  recipe_set(r, "data=[\"x\", \"y\"]");
+  recipe_set(r, "rules=blk.[0-3]=q8_0");
+  EXPECT_EQ(r.steps, 12);
+  EXPECT_EQ(r.lr, 2e-5);
+  EXPECT_EQ(r.plan, "none");
+  EXPECT_EQ(r.model, "a=b c");
+  EXPECT_EQ(r.eval_text, "quoted");
+  EXPECT_EQ(r.data, (std::vector<std::string>{"x", "y"}));
+  EXPECT_EQ(r.rules, std::vector<std::string>{"blk.[0-3]=q8_0"});
+  recipe_set(r, "data=");
+  EXPECT_TRUE(r.data.empty());
+
+  EXPECT_THAT(set_error("steps"), HasSubstr("--set steps: expected KEY=VALUE"));
+  EXPECT_THAT(set_error("stps=3"), HasSubstr("did you mean \"steps\"?"));
+  EXPECT_THAT(set_error("model.steps=3"), HasSubstr("\"steps\" belongs in [train]"));
+  EXPECT_THAT(set_error("nowhere.steps=3"), HasSubstr("unknown section [nowhere]"));
+  EXPECT_THAT(set_error("steps=many"), HasSubstr("[train] steps: expected whole number, found \"many\""));
+  EXPECT_THAT(set_error("steps=-1"), HasSubstr("expected whole number at least 1, found -1"));
+}
+
+TEST(Recipe, ImpossibleRunsAreRefused) {
+  EXPECT_THAT(invalid([](Recipe& r) { r.model = ""; }), HasSubstr("[model] model is missing"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.out = ""; }), HasSubstr("[model] out is missing"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.data = {}; }), HasSubstr("[data] data is missing"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.batch = 0; }), HasSubstr("[train] batch: expected whole number from 1 to 16777216, found 0"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.beta2 = 1; }), HasSubstr("[train] beta2: expected number from 0 to"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.seed = ~uint64_t{0}; }), HasSubstr("[train] seed"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0; }), HasSubstr("there is no loss"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.plan = "none"; }), HasSubstr("set kl = 0 and ce = 1"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.warmup = 2000; }), HasSubstr("warmup: expected at most steps = 1000, found 2000"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.device = "cuda:"; }), HasSubstr("device: expected cpu, cuda or cuda:N, found \"cuda:\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.rules = {"q8_0"}; }), HasSubstr("rules: expected PATTERN=TYPE, found \"q8_0\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.rules = {"a=q9_0"}; }), HasSubstr("found \"q9_0\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.output_type = "i8"; }), HasSubstr("output_type: expected one of f32"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.plan = "q4_00"; }), HasSubstr("q4_00"));
+  EXPECT_EQ(invalid([](Recipe&) {}), "no error");
+  EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");
+}
+
+TEST(Recipe, ResumeRefusesWhatDecidesTheResult) {
+  Recipe now = valid();
+  now.out = "elsewhere";
+  now.log_every = 1;
+  now.threads = 3;
+  EXPECT_TRUE(recipe_conflicts(valid(), now).empty());
+  now.lr = 0.5;
+  now.data.push_back("more.txt");
+  EXPECT_EQ(recipe_conflicts(valid(), now),
+            (std::vector<std::string>{"[data] data: [\"t.txt\"] -> [\"t.txt\", \"more.txt\"]", "[train] lr: 1e-4 -> 0.5"}));
+}
+
+TEST(Recipe, ExplainShowsEveryKeyWithDefaultAndBounds) {
+  const std::string text = explain_recipe();
+  EXPECT_THAT(text, HasSubstr("  steps = 1000\n      whole number, at least 1. optimizer steps\n"));
+  EXPECT_THAT(text, HasSubstr("  threads = 0  *\n"));
+}
+
+TEST(Nearest, CountsSwapsAsOne) {
+  EXPECT_EQ(edit_distance("stpes", "steps"), 1);
+  EXPECT_EQ(edit_distance("", "abc"), 3);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
+  EXPECT_EQ(nearest("quantise", {"quantize", "export"}), "quantize");
+  EXPECT_EQ(nearest("banana", {"quantize", "export"}), "");
+}
+
+}  // namespace
+}  // namespace qat
