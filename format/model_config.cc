@@ -1,1 +1,172 @@
+// What both readers share: ranges, KV sharing, and the rotary frequencies.
+#include "format/model_config.h"
+
+#include <algorithm>
+#include <cmath>
+
 #include "format/error.h"
+
+namespace qat {
+namespace {
+
+constexpr double kTwoPi = 6.283185307179586476925286766559;
+constexpr float kNoRotation = 1e30f;  // llama.cpp's divisor for pairs that do not rotate
+
+// Bounds far beyond any model, close enough that products of three sizes fit 64 bits.
+constexpr int64_t kMaxHidden = int64_t{1} << 20, kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 1 << 16;
+constexpr int64_t kMaxFfn = int64_t{1} << 24, kMaxVocab = int64_t{1} << 24, kMaxPositions = int64_t{1} << 31;
+
+class Checker {
+ public:
+  explicit Checker(const std::string& origin) : origin_(origin) {}
+
+  void range(const std::string& what, int64_t value, int64_t low, int64_t high) const {
+    if (value < low || value > high) fail(origin_, ": ", what, ": expected ", low, " to ", high, ", found ", value);
+  }
+  // 0 < value < infinity
+  void positive(const std::string& what, double value) const {
+    if (!(value > 0 && std::isfinite(value))) fail(origin_, ": ", what, ": expected a positive number, found ", value);
+  }
+  void rope(const std::string& what, const RopeConfig& rope) const {
+    positive(what + " theta", rope.theta);
+    positive(what + " factor", rope.linear_factor);
+    if (!(rope.partial > 0 && rope.partial <= 1))
+      fail(origin_, ": ", what, " partial_rotary_factor: expected more than 0, at most 1, found ", rope.partial);
+    if (!rope.llama3) return;
+    positive(what + " factor", rope.factor);
+    positive(what + " low_freq_factor", rope.low_freq_factor);
+    if (!(rope.high_freq_factor > rope.low_freq_factor && std::isfinite(rope.high_freq_factor)))
+      fail(origin_, ": ", what, " high_freq_factor: expected more than low_freq_factor (", rope.low_freq_factor, "), found ",
+           rope.high_freq_factor);
+    range(what + " original_max_position_embeddings", rope.original_context, 1, kMaxPositions);
+  }
+
+ private:
+  const std::string& origin_;
+};
+
+void check_layer(const Checker& check, const ModelConfig& c, size_t index, const std::string& origin) {
+  const LayerConfig& layer = c.layers[index];
+  const std::string place = "layer " + std::to_string(index);
+  check.range(place + ": head size", layer.head_dim, 2, kMaxHeadDim);
+  if (layer.head_dim % 2 != 0) fail(origin, ": ", place, ": head size: expected an even number, found ", layer.head_dim);
+  check.range(place + ": key-value heads", layer.kv_heads, 1, c.heads);
+  if (c.heads % layer.kv_heads != 0)
+    fail(origin, ": ", place, ": expected the ", c.heads, " query heads to be a multiple of the key-value heads, found ",
+         layer.kv_heads);
+  check.range(place + ": feed-forward width", layer.ffn, 1, kMaxFfn);
+  const RopeConfig& rope = layer.sliding ? c.rope_sliding : c.rope_full;
+  if (!rope.divisors.empty() && rope.divisors.size() != static_cast<size_t>(layer.head_dim / 2))
+    fail(origin, ": rope_freqs.weight: expected ", layer.head_dim / 2, " values (half of the head size of ", place, "), found ",
+         rope.divisors.size());
+}
+
+// Layers from `first` on attend to the keys and values of the last layer before it that has their type.
+void share_kv(ModelConfig* c, const std::string& origin) {
+  const int64_t layers = static_cast<int64_t>(c->layers.size()), first = layers - c->kv_shared_layers;
+  int64_t last_of_type[2] = {-1, -1};
+  for (int64_t i = 0; i < layers; ++i) {
+    LayerConfig& layer = c->layers[static_cast<size_t>(i)];
+    if (i < first) {
+      layer.kv_source = last_of_type[layer.sliding] = i;
+      continue;
+    }
+    layer.kv_source = last_of_type[layer.sliding];
+    if (layer.kv_source < 0)
+      fail(origin, ": layer ", i, " shares keys and values, but no ", layer.sliding ? "sliding" : "full",
+           "-attention layer before layer ", first, " has any");
+    const LayerConfig& source = c->layers[static_cast<size_t>(layer.kv_source)];
+    if (source.head_dim != layer.head_dim || source.kv_heads != layer.kv_heads)
+      fail(origin, ": layer ", i, " shares the keys and values of layer ", layer.kv_source, ": expected ", source.kv_heads,
+           " heads of ", source.head_dim, ", found ", layer.kv_heads, " of ", layer.head_dim);
+  }
+}
+
+// Divisor of each pair's frequency that the rotary scheme implies, 0 where the pair does not rotate. Linear scaling is not
+// part of it: llama.cpp keeps that in metadata.
+std::vector<double> scheme_divisors(const RopeConfig& rope, int64_t head_dim) {
+  const int64_t pairs = head_dim / 2;
+  std::vector<double> divisors(static_cast<size_t>(pairs), 1.0);
+  // As transformers: the product is cut to a whole number of pairs.
+  const int64_t rotating = static_cast<int64_t>(std::floor(rope.partial * static_cast<double>(head_dim) / 2));
+  for (int64_t i = rotating; i < pairs; ++i) divisors[static_cast<size_t>(i)] = 0.0;
+  if (!rope.llama3) return divisors;
+  const double context = static_cast<double>(rope.original_context);
+  for (int64_t i = 0; i < rotating; ++i) {
+    const double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+    const double wavelength = kTwoPi / frequency;
+    double& divisor = divisors[static_cast<size_t>(i)];
+    if (wavelength > context / rope.low_freq_factor) {
+      divisor = rope.factor;
+    } else if (wavelength >= context / rope.high_freq_factor) {
+      const double smooth = (context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+      divisor = 1.0 / ((1.0 - smooth) / rope.factor + smooth);
+    }
+  }
+  return divisors;
+}
+
+}  // namespace
+
+const char* arch_name(Arch arch) {
+  switch (arch) {
+    case Arch::llama: return "llama";
+    case Arch::gemma3: return "gemma3";
+    case Arch::gemma4: break;
+  }
+  return "gemma4";
+}
+
+void finish_model_config(ModelConfig* config, const std::string& origin) {
+  const Checker check(origin);
+  check.range("hidden size", config->hidden, 1, kMaxHidden);
+  check.range("layers", static_cast<int64_t>(config->layers.size()), 1, kMaxLayers);
+  check.range("attention heads", config->heads, 1, kMaxHeads);
+  check.range("vocabulary size", config->vocab, 1, kMaxVocab);
+  check.range("context length", config->context, 1, kMaxPositions);
+  check.range("per-layer embedding width", config->ple, 0, kMaxHeadDim);
+  if (config->ple > 0) check.range("per-layer embedding vocabulary", config->ple_vocab, 1, kMaxVocab);
+  check.range("layers that share keys and values", config->kv_shared_layers, 0, static_cast<int64_t>(config->layers.size()) - 1);
+  check.positive("norm epsilon", config->eps);
+  if (config->softcap != 0) check.positive("final logit softcapping", config->softcap);
+  check.positive("attention scale", config->attention_scale);
+  check.rope("sliding-attention rope", config->rope_sliding);
+  check.rope("full-attention rope", config->rope_full);
+  for (size_t i = 0; i < config->layers.size(); ++i) check_layer(check, *config, i, origin);
+  const bool any_sliding =
+      std::any_of(config->layers.begin(), config->layers.end(), [](const LayerConfig& layer) { return layer.sliding; });
+  if (any_sliding) check.range("sliding window", config->sliding_window, 1, kMaxPositions);
+  share_kv(config, origin);
+}
+
+std::vector<float> rope_frequencies(const ModelConfig& config, const LayerConfig& layer) {
+  const RopeConfig& rope = layer.sliding ? config.rope_sliding : config.rope_full;
+  const size_t pairs = static_cast<size_t>(layer.head_dim / 2);
+  std::vector<double> divisors = scheme_divisors(rope, layer.head_dim);
+  if (!rope.divisors.empty()) {
+    QAT_CHECK(rope.divisors.size() == pairs);
+    for (size_t i = 0; i < pairs; ++i) divisors[i] = rope.divisors[i] >= kNoRotation ? 0.0 : static_cast<double>(rope.divisors[i]);
+  }
+  std::vector<float> frequencies(pairs, 0.0f);
+  for (size_t i = 0; i < pairs; ++i) {
+    if (divisors[i] == 0.0) continue;
+    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(layer.head_dim);
+    frequencies[i] = static_cast<float>(std::pow(rope.theta, exponent) / divisors[i] / rope.linear_factor);
+  }
+  return frequencies;
+}
+
+std::vector<float> rope_divisors(const ModelConfig& config) {
+  const RopeConfig& rope = config.rope_full;
+  if (!rope.divisors.empty()) return rope.divisors;
+  // llama.cpp's Gemma 4 wants the tensor always.
+  if (!rope.llama3 && rope.partial == 1.0 && config.arch != Arch::gemma4) return {};
+  const auto full = std::find_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return !l.sliding; });
+  if (full == config.layers.end()) return {};
+  std::vector<float> divisors;
+  for (const double divisor : scheme_divisors(rope, full->head_dim))
+    divisors.push_back(divisor == 0.0 ? kNoRotation : static_cast<float>(divisor));
+  return divisors;
+}
+
+}  // namespace qat

@@ -19,6 +19,9 @@ struct RopeConfig {
   bool llama3 = false;         // Llama 3's frequency scaling, with the four numbers below
   double factor = 8.0, low_freq_factor = 1.0, high_freq_factor = 4.0;
   int64_t original_context = 8192;
+  // A GGUF file states the effect of llama3 and of `partial` as a tensor, rope_freqs.weight: frequency i is divided by
+  // divisors[i]; 1e30 = does not rotate. Empty for HF configs, where the fields above say it.
+  std::vector<float> divisors;
 };
 
 struct LayerConfig {
@@ -58,12 +61,19 @@ struct ModelConfig {
   bool sandwich_norms() const { return arch != Arch::llama; }  // post-attention and post-feedforward norms
 };
 
-// Text part of llama, gemma3(_text), gemma4(_text, _unified): towers are ignored; the notice, if any, goes to `notices`.
-// Throws Error for another architecture, for MoE and for drafters ("... is not supported yet: mixture of experts"),
-// for a missing key, a value out of range, or layer lists of the wrong length.
+// Text part of llama, gemma3(_text), gemma4(_text, _unified, _unified_text): towers are ignored; the notice, if any, goes to
+// `notices`. Keys of every transformers release are understood; a key that may be absent gets transformers' default.
+// Throws Error for another architecture, for what would change the forward pass and is not implemented (mixture of experts,
+// drafters, biases, other activations or rotary embeddings, attention softcapping, bidirectional attention, checkpoints that
+// are quantized already), for a missing key, a value out of range, or layer lists of the wrong length.
 ModelConfig model_config_from_hf(const std::string& directory, std::vector<std::string>* notices = nullptr);
 ModelConfig model_config_from_json(const std::string& json, const std::string& origin, std::vector<std::string>* notices = nullptr);
+// What metadata does not say is read off the tensors: a tied head (no output.weight), K = V (no attn_v), the vocabulary.
 ModelConfig model_config_from_gguf(const GgufFile& file);
+
+// Throws Error unless every number is in a range in which the model makes sense and no size can overflow; fills kv_source
+// from kv_shared_layers. Readers of other config formats end with it.
+void finish_model_config(ModelConfig* config, const std::string& origin);
 
 // Inverse frequencies of the head_dim/2 pairs of a layer, in radians per position (0 = does not rotate);
 // computed in double, rounded once to float as transformers does.

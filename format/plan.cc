@@ -1,1 +1,171 @@
+#include "format/plan.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <algorithm>
+#include <memory>
+
+#include <nlohmann/json.hpp>
+
 #include "format/error.h"
+
+namespace qat {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "qat_plan";
+constexpr int kVersion = 1;
+
+// A compiled regular expression, searched anywhere in a name.
+class Pattern {
+ public:
+  explicit Pattern(const std::string& text) : text_(text) {
+    int code = 0;
+    PCRE2_SIZE offset = 0;
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, &code, &offset, nullptr));
+    if (code_ == nullptr) fail("plan rule \"", text, "\": not a regular expression: ", message(code), " at character ", offset);
+    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
+    QAT_CHECK(match_ != nullptr);
+  }
+
+  bool found_in(const std::string& name) const {
+    const int result =
+        pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0, match_.get(), nullptr);
+    if (result >= 0) return true;
+    if (result == PCRE2_ERROR_NOMATCH) return false;
+    fail("plan rule \"", text_, "\": cannot be matched against ", name, ": ", message(result));
+  }
+
+ private:
+  static std::string message(int code) {
+    PCRE2_UCHAR buffer[256];
+    pcre2_get_error_message(code, buffer, sizeof buffer);
+    return reinterpret_cast<const char*>(buffer);
+  }
+
+  struct FreeCode { void operator()(pcre2_code* p) const { pcre2_code_free(p); } };
+  struct FreeMatch { void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); } };
+  std::string text_;
+  std::unique_ptr<pcre2_code, FreeCode> code_;
+  std::unique_ptr<pcre2_match_data, FreeMatch> match_;
+};
+
+void require_grid(DType type, const std::string& place) {
+  if (!is_grid(type))
+    fail(place, ": expected a type that can be written (F32, F16, BF16, Q4_0, Q8_0, Q6_K), found ", dtype_name(type));
+}
+
+bool is_float(DType type) { return type == DType::F32 || type == DType::F16 || type == DType::BF16; }
+
+// llama-quantize's default mixture. The head is the output matrix, or the embedding tables when the head is tied to one.
+DType mixture_type(const Plan& plan, const TensorInfo& info, bool tied) {
+  const bool embedding = info.kind == TensorKind::embedding;
+  const bool head = info.role == Role::output || (embedding && tied);
+  if (embedding && plan.has_embedding_type) return plan.embedding_type;
+  if (head && plan.has_output_type) return plan.output_type;
+  if (plan.pure || is_float(plan.target) || !head) return plan.target;
+  return plan.target == DType::Q8_0 ? DType::Q8_0 : DType::Q6_K;
+}
+
+// The wanted type, or what llama-quantize falls back to when the block does not divide the row.
+PlanEntry fit_to_shape(DType wanted, int64_t cols) {
+  PlanEntry entry;
+  entry.grid = wanted;
+  if (cols % dtype_info(entry.grid).block_size == 0) return entry;
+  if (entry.grid == DType::Q6_K) entry.grid = DType::Q8_0;
+  if (cols % dtype_info(entry.grid).block_size != 0) entry.grid = DType::F16;
+  entry.note = std::to_string(cols) + " columns are no multiple of " + std::to_string(dtype_info(wanted).block_size) + ": " +
+               dtype_name(entry.grid);
+  return entry;
+}
+
+DType source_type(const std::map<std::string, DType>& source_types, const TensorInfo& info) {
+  const auto found = source_types.find(info.name);
+  return found == source_types.end() ? DType::F32 : found->second;
+}
+
+}  // namespace
+
+Plan plan_from_name(const std::string& name) {
+  Plan plan;
+  plan.name = name;
+  if (name == "none") plan.keep = true;
+  else if (name == "f32") plan.target = DType::F32;
+  else if (name == "f16") plan.target = DType::F16;
+  else if (name == "bf16") plan.target = DType::BF16;
+  else if (name == "q8_0") plan.target = DType::Q8_0;
+  else if (name == "q4_0") plan.target = DType::Q4_0;
+  else fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0 or q4_0");
+  return plan;
+}
+
+std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
+                                              const std::map<std::string, DType>& source_types) {
+  std::vector<Pattern> patterns;
+  for (const PlanRule& rule : plan.rules) {
+    require_grid(rule.grid, "plan rule \"" + rule.pattern + "\"");
+    patterns.emplace_back(rule.pattern);
+  }
+  require_grid(plan.target, "plan target");
+  if (plan.has_embedding_type) require_grid(plan.embedding_type, "token embedding type");
+  if (plan.has_output_type) require_grid(plan.output_type, "output tensor type");
+
+  const bool tied = find_tensor_info(table, Role::output) == nullptr;
+  std::map<std::string, PlanEntry> resolved;
+  for (const TensorInfo& info : table) {
+    PlanEntry& entry = resolved[info.name];
+    if (!info.quantizable) {
+      entry.grid = plan.keep || info.shape.size() == 2 ? source_type(source_types, info) : DType::F32;
+      continue;
+    }
+    const auto rule = std::find_if(patterns.begin(), patterns.end(), [&](const Pattern& pattern) {
+      return pattern.found_in(info.name) || pattern.found_in(info.gguf);
+    });
+    if (rule != patterns.end())
+      entry = fit_to_shape(plan.rules[static_cast<size_t>(rule - patterns.begin())].grid, info.shape[1]);
+    else if (plan.keep)
+      entry.grid = source_type(source_types, info);
+    else
+      entry = fit_to_shape(mixture_type(plan, info, tied), info.shape[1]);
+  }
+  return resolved;
+}
+
+std::string plan_to_json(const Plan& plan, const std::map<std::string, PlanEntry>& resolved) {
+  Json json;
+  json["format"] = kFormat;
+  json["version"] = kVersion;
+  json["name"] = plan.name;
+  json["rules"] = Json::array();
+  for (const PlanRule& rule : plan.rules) json["rules"].push_back({{"pattern", rule.pattern}, {"grid", dtype_name(rule.grid)}});
+  json["tensors"] = Json::object();
+  json["notes"] = Json::object();
+  for (const auto& [name, entry] : resolved) {
+    json["tensors"][name] = dtype_name(entry.grid);
+    if (!entry.note.empty()) json["notes"][name] = entry.note;
+  }
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::map<std::string, DType> resolved_plan_from_json(const std::string& text, const std::string& origin) {
+  const Json json = Json::parse(text, nullptr, false);
+  if (json.is_discarded()) fail(origin, ": expected JSON, found something else");
+  if (!json.is_object() || json.value("format", Json()) != kFormat)
+    fail(origin, ": expected an object with \"format\": \"", kFormat, "\"");
+  if (json.value("version", Json()) != kVersion)
+    fail(origin, ": version: expected ", kVersion, ", found ", json.value("version", Json()).dump());
+  const auto tensors = json.find("tensors");
+  if (tensors == json.end() || !tensors->is_object()) fail(origin, ": tensors: expected an object of tensor name to type");
+  std::map<std::string, DType> resolved;
+  for (const auto& [name, value] : tensors->items()) {
+    const DTypeInfo* info = value.is_string() ? find_dtype_by_name(value.get_ref<const std::string&>()) : nullptr;
+    if (info == nullptr) fail(origin, ": tensors: ", name, ": expected the name of a type, found ", value.dump());
+    require_grid(info->id, origin + ": tensors: " + name);
+    resolved[name] = info->id;
+  }
+  return resolved;
+}
+
+}  // namespace qat
