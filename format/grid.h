@@ -61,7 +61,7 @@ BlockQ4_0 encode_q4_0_with_scale(const float* x, float d);
 // The reference rule: d = m / -8 where m is the first x of largest magnitude; codes from the unrounded d.
 BlockQ4_0 encode_q4_0(const float* x);
 BlockQ8_0 encode_q8_0(const float* x);
-BlockQ6_K encode_q6_k(const float* x);  // ggml's search over 16 candidates per group
+BlockQ6_K encode_q6_k(const float* x);  // ggml's search over 19 candidate scales per group
 void decode_block(const BlockQ4_0& block, float* out);
 void decode_block(const BlockQ8_0& block, float* out);
 void decode_block(const BlockQ6_K& block, float* out);
