@@ -35,11 +35,11 @@ class FloatCheckpoint {
 
  private:
   std::string directory_;
+  std::vector<std::string> notices_;  // before config_, whose reading adds to it
   ModelConfig config_;
   std::vector<TensorInfo> table_;
-  std::vector<std::string> notices_;
   std::unique_ptr<Safetensors> file_;
-  std::map<std::string, const TensorView*> by_name_;
+  std::map<std::string, TensorView> by_name_;  // canonical name; cut to the table's shape
 };
 
 class QuantizedCheckpoint {
@@ -62,7 +62,8 @@ class QuantizedCheckpoint {
 };
 
 // Writes a quantized checkpoint, tensor by tensor in table order, rows in order, as blocks of the grid (GGUF layout).
-// `source_directory` gives config and tokenizer files.
+// `source_directory` gives config and tokenizer files. Replaces an existing quantized checkpoint; throws Error when `directory`
+// exists and holds something else.
 class QuantizedCheckpointWriter {
  public:
   QuantizedCheckpointWriter(const std::string& directory, const std::string& source_directory,
