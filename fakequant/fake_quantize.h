@@ -1,18 +1,17 @@
 // Fake quantization: forward is decode(encode(w)) of format/, bit for bit; backward is an estimate of the gradient.
 #pragma once
 
-#include <torch/torch.h>
-
+#include "fakequant/libtorch.h"
 #include "format/grid.h"
 
 namespace qat {
 
-// Rows of w (..., cols) float32 rounded onto `grid`; straight-through gradient: dL/dw = dL/dw_hat, zero where the grid saturates
-// only if `clip_gradient`. CPU tensors go through format/'s fake_quantize_rows (in parallel over rows); CUDA tensors through the
-// tensor realisation below. cols must be a multiple of the block size.
+// The rows of w (..., cols), float32 and finite, rounded onto `grid`. Differentiable: straight-through, dL/dw = dL/dw_hat.
+// cols must be a multiple of the grid's block size. CPU tensors go through format/'s fake_quantize_rows, in parallel over rows;
+// CUDA tensors through the tensor operations below, except Q6_K, whose search has no tensor form: it is computed on the CPU.
 torch::Tensor fake_quantize(const torch::Tensor& w, DType grid);
 
-// The same function written in tensor operations, for any device. Tested equal to format/ with no tolerance.
+// The same numbers written in tensor operations, for any device: F32, F16, BF16, Q4_0, Q8_0. Not differentiable.
 torch::Tensor fake_quantize_tensor_ops(const torch::Tensor& w, DType grid);
 
 }  // namespace qat

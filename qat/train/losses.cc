@@ -1,0 +1,121 @@
+#include "qat/train/losses.h"
+
+#include <algorithm>
+
+#include "format/error.h"
+
+namespace qat {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Problem {
+  HeadInput student;
+  const HeadInput* teacher = nullptr;
+  Tensor targets;
+  LossOptions options;
+};
+
+struct Sums {
+  Tensor kl, cross_entropy;  // scalars, float64, on the device: one transfer at the end
+};
+
+// tanh(x W^T / softcap) when there is a softcap, else x W^T; scaled back by soften().
+Tensor raw_logits(const Tensor& hidden, const HeadInput& head) {
+  Tensor z = torch::mm(hidden, head.weight.t());
+  return head.softcap > 0.0 ? z.div_(head.softcap).tanh_() : z;
+}
+Tensor soften(const Tensor& z, const HeadInput& head) { return head.softcap > 0.0 ? z * head.softcap : z; }
+
+// Losses of tokens [begin, begin + count). With `gradient`, returns d(total)/d(student hidden * weight^T), (count, vocab).
+Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with_target, bool gradient, Sums& sums) {
+  const double temperature = p.options.temperature;
+  const int64_t tokens = p.student.hidden.size(0);
+  const Tensor squashed = raw_logits(p.student.hidden.narrow(0, begin, count), p.student);
+  const Tensor logits = soften(squashed, p.student);
+  Tensor result;
+  if (p.teacher != nullptr) {
+    const Tensor student = torch::log_softmax(temperature == 1.0 ? logits : logits / temperature, -1);
+    Tensor teacher = soften(raw_logits(p.teacher->hidden.narrow(0, begin, count), *p.teacher), *p.teacher);
+    teacher = torch::log_softmax(temperature == 1.0 ? teacher : teacher / temperature, -1);
+    const Tensor probability = teacher.exp();
+    sums.kl += (teacher.sub_(student)).mul_(probability).sum(torch::kFloat64);
+    // d(T^2 KL)/d(logits) = T (p_student - p_teacher)
+    if (gradient) result = student.exp().sub_(probability).mul_(p.options.kl * temperature / static_cast<double>(tokens));
+  }
+  const Tensor targets = p.targets.narrow(0, begin, count);
+  const Tensor counted = targets >= 0;
+  const Tensor index = targets.clamp_min(0).unsqueeze(1);
+  const Tensor log_probability = torch::log_softmax(logits, -1);
+  sums.cross_entropy -= log_probability.gather(1, index).squeeze(1).masked_fill(counted.logical_not(), 0.0).sum(torch::kFloat64);
+  if (gradient && p.options.ce != 0.0) {
+    const Tensor weight = counted.to(torch::kFloat32).mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1))).unsqueeze(1);
+    const Tensor of_ce = log_probability.exp().mul_(weight).scatter_add_(1, index, -weight);
+    result = result.defined() ? result.add_(of_ce) : of_ce;
+  }
+  if (result.defined() && p.student.softcap > 0.0) result.mul_(1.0 - squashed.square());
+  return result;
+}
+
+// Inputs: student hidden and weight (differentiable). Outputs: total, and the two means as float64 scalars.
+struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
+  static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight, const Problem* problem) {
+    const bool gradient = hidden.requires_grad() || weight.requires_grad();
+    const int64_t tokens = hidden.size(0);
+    const int64_t with_target = (problem->targets >= 0).sum().item<int64_t>();
+    const auto scalar = hidden.options().dtype(torch::kFloat64);
+    Sums sums{torch::zeros({}, scalar), torch::zeros({}, scalar)};
+    Tensor hidden_gradient, weight_gradient;
+    if (gradient) {
+      hidden_gradient = torch::zeros_like(hidden);
+      weight_gradient = torch::zeros_like(weight);
+    }
+    for (int64_t begin = 0; begin < tokens; begin += problem->options.chunk) {
+      const int64_t count = std::min(problem->options.chunk, tokens - begin);
+      const Tensor g = chunk_losses(*problem, begin, count, with_target, gradient, sums);
+      if (!g.defined()) continue;
+      Tensor rows = hidden_gradient.narrow(0, begin, count);
+      torch::mm_out(rows, g, weight);
+      weight_gradient.addmm_(g.t(), hidden.narrow(0, begin, count));
+    }
+    const Tensor kl = sums.kl / static_cast<double>(tokens);
+    const Tensor cross_entropy = sums.cross_entropy / static_cast<double>(std::max<int64_t>(with_target, 1));
+    const double temperature = problem->options.temperature;
+    Tensor total = cross_entropy * problem->options.ce;
+    if (problem->teacher != nullptr) total = total + kl * (problem->options.kl * temperature * temperature);
+    if (gradient) context->save_for_backward({hidden_gradient, weight_gradient});
+    context->mark_non_differentiable({kl, cross_entropy});
+    return {total, kl, cross_entropy};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor scale = gradients[0].to(torch::kFloat32);
+    return {saved[0] * scale, saved[1] * scale, Tensor()};
+  }
+};
+
+}  // namespace
+
+Losses head_losses(const HeadInput& student, const HeadInput* teacher, const Tensor& targets, const LossOptions& options) {
+  QAT_CHECK(student.hidden.dim() == 2 && targets.numel() == student.hidden.size(0));
+  const bool gradient = torch::GradMode::is_enabled();
+  Problem problem{{student.hidden.detach(), student.weight.detach(), student.softcap}, teacher, targets, options};
+  HeadInput frozen;
+  if (teacher != nullptr) {
+    frozen = {teacher->hidden.detach(), teacher->weight.detach(), teacher->softcap};
+    problem.teacher = &frozen;
+  }
+  const variable_list outputs =
+      gradient ? ChunkedLosses::apply(student.hidden, student.weight, &problem)
+               : ChunkedLosses::apply(problem.student.hidden, problem.student.weight, &problem);
+  Losses losses;
+  losses.total = outputs[0];
+  losses.kl = outputs[1].item<double>();
+  losses.cross_entropy = outputs[2].item<double>();
+  return losses;
+}
+
+}  // namespace qat

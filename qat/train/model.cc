@@ -1,0 +1,230 @@
+#include "qat/train/model.h"
+
+#include <cmath>
+#include <limits>
+
+#include "fakequant/fake_quantize.h"
+#include "qat/train/checkpointing.h"
+#include "qat/train/ops.h"
+
+namespace qat {
+namespace {
+
+TensorsByRole& place_of(ForwardWeights& weights, const TensorInfo& info) {
+  return info.layer < 0 ? weights.global : weights.layers[static_cast<size_t>(info.layer)];
+}
+
+// Rows of a table scaled: (batch, length, width). As in transformers, the padding token's row gets no gradient from here.
+torch::Tensor embed(const torch::Tensor& table, const torch::Tensor& ids, int64_t padding_id, double scale) {
+  const torch::Tensor rows = torch::embedding(table, ids, padding_id);
+  return scale == 1.0 ? rows : rows * scale;
+}
+
+// What every layer gets of the per-layer embeddings: one (batch, length, ple) per layer.
+std::vector<torch::Tensor> per_layer_inputs(const ModelConfig& c, const TensorsByRole& w, const torch::Tensor& ids,
+                                            const torch::Tensor& embedded) {
+  const std::vector<int64_t> shape = {ids.size(0), ids.size(1), static_cast<int64_t>(c.layers.size()), c.ple};
+  const torch::Tensor token =
+      embed(w[Role::ple_embedding], ids, c.pad_id, std::sqrt(static_cast<double>(c.ple))).view(shape);
+  const torch::Tensor projected =
+      at::linear(embedded, w[Role::ple_model_projection]) * (1.0 / std::sqrt(static_cast<double>(c.hidden)));
+  const torch::Tensor context = rms_norm(projected.view(shape), w[Role::ple_projection_norm], c.eps, c.norm_plus_one);
+  return ((context + token) * std::sqrt(0.5)).unbind(2);
+}
+
+struct LayerOutput {
+  torch::Tensor h;     // (batch, length, hidden)
+  torch::Tensor k, v;  // (batch, length, kv_heads, head_dim), normalized and rotated
+};
+
+// One decoder layer. ple: undefined when the model has none. k, v: those of the source layer, undefined when the layer owns its own.
+LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w, const Positions& positions,
+                          torch::Tensor h, const torch::Tensor& ple, torch::Tensor k, torch::Tensor v) {
+  const auto norm = [&](const torch::Tensor& x, Role role) { return rms_norm(x, w[role], c.eps, c.norm_plus_one); };
+  const torch::Tensor& cos = layer.sliding ? positions.cos_sliding : positions.cos_full;
+  const torch::Tensor& sin = layer.sliding ? positions.sin_sliding : positions.sin_full;
+  const torch::Tensor& mask = layer.sliding ? positions.mask_sliding : positions.mask_full;
+  const int64_t batch = h.size(0), length = h.size(1);
+  const std::vector<int64_t> q_shape = {batch, length, c.heads, layer.head_dim};
+  const std::vector<int64_t> kv_shape = {batch, length, layer.kv_heads, layer.head_dim};
+
+  const torch::Tensor a = norm(h, Role::attention_norm);
+  torch::Tensor q = at::linear(a, w[Role::q]).view(q_shape);
+  if (c.qk_norm()) q = norm(q, Role::q_norm);
+  q = rotate(q, cos, sin);
+  if (!k.defined()) {
+    k = at::linear(a, w[Role::k]).view(kv_shape);
+    v = layer.k_eq_v ? k : at::linear(a, w[Role::v]).view(kv_shape);
+    if (c.qk_norm()) k = norm(k, Role::k_norm);
+    if (c.v_norm()) v = rms_norm(v, {}, c.eps, false);
+    k = rotate(k, cos, sin);
+  }
+  torch::Tensor attended = at::linear(attention(q, k, v, mask, c.attention_scale), w[Role::o]);
+  if (c.sandwich_norms()) attended = norm(attended, Role::post_attention_norm);
+  h = h + attended;
+
+  const torch::Tensor f = norm(h, Role::ffn_norm);
+  const torch::Tensor gated = gated_activation(at::linear(f, w[Role::gate]), at::linear(f, w[Role::up]), c.gated_gelu());
+  torch::Tensor fed = at::linear(gated, w[Role::down]);
+  if (c.sandwich_norms()) fed = norm(fed, Role::post_ffn_norm);
+  h = h + fed;
+
+  if (ple.defined()) {
+    const torch::Tensor g = gated_activation(at::linear(h, w[Role::ple_gate]), ple, c.gated_gelu());
+    h = h + norm(at::linear(g, w[Role::ple_projection]), Role::post_ple_norm);
+  }
+  if (w[Role::layer_scalar].defined()) h = h * w[Role::layer_scalar];
+  return {h, k, v};
+}
+
+// The same, but only its inputs are kept for the backward pass.
+LayerOutput checkpointed_layer(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w,
+                               const Positions& positions, const torch::Tensor& h, const torch::Tensor& ple,
+                               const torch::Tensor& k, const torch::Tensor& v) {
+  // Inputs are listed without the undefined ones: h, ple, k, v, then the weights by role.
+  torch::autograd::variable_list inputs = {h};
+  for (const torch::Tensor& x : {ple, k, v})
+    if (x.defined()) inputs.push_back(x);
+  TensorsByRole weights = w;
+  for (const torch::Tensor& x : weights.all())
+    if (x.defined()) inputs.push_back(x);
+  const bool has_ple = ple.defined(), shares_kv = k.defined();
+  const auto run = [=, &c, &layer, &positions](const torch::autograd::variable_list& list) -> torch::autograd::variable_list {
+    size_t next = 1;
+    const torch::Tensor ple_in = has_ple ? list[next++] : torch::Tensor();
+    const torch::Tensor k_in = shares_kv ? list[next++] : torch::Tensor();
+    const torch::Tensor v_in = shares_kv ? list[next++] : torch::Tensor();
+    TensorsByRole given = weights;
+    for (torch::Tensor& x : given.all())
+      if (x.defined()) x = list[next++];
+    const LayerOutput out = layer_forward(c, layer, given, positions, list[0], ple_in, k_in, v_in);
+    if (shares_kv) return {out.h};
+    return {out.h, out.k, out.v};
+  };
+  const auto outputs = checkpointed(run, inputs);
+  return shares_kv ? LayerOutput{outputs[0], k, v} : LayerOutput{outputs[0], outputs[1], outputs[2]};
+}
+
+struct RopeTables {
+  torch::Tensor cos, sin;
+};
+
+RopeTables rope_tables(const ModelConfig& config, const LayerConfig& layer, int64_t length, torch::Device device) {
+  const std::vector<float> frequencies = rope_frequencies(config, layer);
+  const torch::Tensor f = torch::tensor(frequencies);
+  const torch::Tensor angles = torch::arange(length, torch::kFloat32).unsqueeze(1) * f.unsqueeze(0);
+  return {angles.cos().unsqueeze(1).to(device), angles.sin().unsqueeze(1).to(device)};
+}
+
+// 0 where query row sees key column, -infinity elsewhere. window 0: all earlier positions.
+torch::Tensor attention_mask(int64_t length, int64_t window, torch::Device device) {
+  const torch::Tensor position = torch::arange(length);
+  const torch::Tensor distance = position.unsqueeze(1) - position.unsqueeze(0);
+  torch::Tensor hidden = distance < 0;
+  if (window > 0) hidden = hidden.logical_or(distance >= window);
+  return torch::zeros({length, length}).masked_fill(hidden, -std::numeric_limits<float>::infinity()).to(device);
+}
+
+}  // namespace
+
+Model::Model(const FloatCheckpoint& checkpoint, torch::Device device)
+    : config_(checkpoint.config()), table_(checkpoint.table()), device_(device) {
+  for (const TensorInfo& info : table_) {
+    Parameter parameter;
+    parameter.info = info;
+    parameter.trained = info.kind != TensorKind::scalar;
+    parameter.master = torch::empty(info.shape, torch::kFloat32);
+    checkpoint.read_rows(info, 0, -1, parameter.master.data_ptr<float>());
+    if (!parameter.master.isfinite().all().item<bool>())
+      fail(checkpoint.directory(), ": tensor ", info.name, ": expected finite weights, found NaN or infinity");
+    parameter.master = parameter.master.to(device).requires_grad_(parameter.trained);
+    parameters_.push_back(std::move(parameter));
+  }
+}
+
+void Model::apply_plan(const std::map<std::string, PlanEntry>& resolved) {
+  for (Parameter& parameter : parameters_) {
+    const auto entry = resolved.find(parameter.info.name);
+    QAT_CHECK(entry != resolved.end());
+    parameter.grid = entry->second.grid;
+  }
+}
+
+ForwardWeights Model::forward_weights() const {
+  const torch::NoGradGuard no_grad;
+  ForwardWeights weights;
+  weights.layers.resize(config_.layers.size());
+  for (const Parameter& parameter : parameters_) {
+    const torch::Tensor master = parameter.master.detach();
+    place_of(weights, parameter.info)[parameter.info.role] =
+        parameter.grid == DType::F32 ? master : fake_quantize(master, parameter.grid);
+  }
+  return weights;
+}
+
+StepWeights::StepWeights(Model& model) : model_(model) {
+  forward_.layers.resize(model.config().layers.size());
+  for (Parameter& parameter : model.parameters()) {
+    Quantized q;
+    if (!parameter.trained || parameter.grid == DType::F32) {
+      q.leaf = parameter.master;  // nothing to round: the forward pass uses the master itself
+    } else {
+      q.value = fake_quantize(parameter.master, parameter.grid);
+      q.leaf = q.value.detach().requires_grad_();
+    }
+    place_of(forward_, parameter.info)[parameter.info.role] = q.leaf;
+    quantized_.push_back(std::move(q));
+  }
+}
+
+void StepWeights::backward() {
+  for (Quantized& q : quantized_) {
+    if (!q.value.defined() || !q.leaf.grad().defined()) continue;
+    torch::autograd::backward({q.value}, {q.leaf.grad()});
+    q.leaf.mutable_grad().reset();
+  }
+}
+
+Positions make_positions(const ModelConfig& config, int64_t length, torch::Device device) {
+  Positions p;
+  for (const LayerConfig& layer : config.layers) {
+    torch::Tensor& cos = layer.sliding ? p.cos_sliding : p.cos_full;
+    torch::Tensor& sin = layer.sliding ? p.sin_sliding : p.sin_full;
+    torch::Tensor& mask = layer.sliding ? p.mask_sliding : p.mask_full;
+    if (cos.defined()) continue;
+    const RopeTables tables = rope_tables(config, layer, length, device);
+    cos = tables.cos;
+    sin = tables.sin;
+    const bool windowed = layer.sliding && config.sliding_window > 0 && config.sliding_window < length;
+    if (windowed || !kHasFusedAttention) mask = attention_mask(length, windowed ? config.sliding_window : 0, device);
+  }
+  return p;
+}
+
+torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& weights, const Positions& positions,
+                             const torch::Tensor& ids, const ForwardOptions& options) {
+  torch::Tensor h = embed(weights.global[Role::token_embedding], ids, config.pad_id, config.embedding_scale);
+  std::vector<torch::Tensor> ple(config.layers.size());
+  if (config.ple > 0) ple = per_layer_inputs(config, weights.global, ids, h);
+  std::vector<torch::Tensor> keys(config.layers.size()), values(config.layers.size());
+  if (options.hidden != nullptr) options.hidden->push_back(h);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const LayerConfig& layer = config.layers[i];
+    const auto source = static_cast<size_t>(layer.kv_source);
+    const LayerOutput out =
+        options.gradient_checkpointing
+            ? checkpointed_layer(config, layer, weights.layers[i], positions, h, ple[i], keys[source], values[source])
+            : layer_forward(config, layer, weights.layers[i], positions, h, ple[i], keys[source], values[source]);
+    h = out.h;
+    keys[i] = out.k;
+    values[i] = out.v;
+    if (options.hidden != nullptr) options.hidden->push_back(h);
+  }
+  return rms_norm(h, weights.global[Role::output_norm], config.eps, config.norm_plus_one);
+}
+
+torch::Tensor soften_logits(const torch::Tensor& logits, double softcap) {
+  return softcap > 0.0 ? (logits / softcap).tanh() * softcap : logits;
+}
+
+}  // namespace qat

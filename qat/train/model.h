@@ -1,0 +1,103 @@
+// The model in LibTorch: Llama, Gemma 3 and Gemma 4 (dense) as one straight-line forward pass that the config drives.
+// Weights are kept as float32 masters by canonical tensor name; the forward pass sees them on the grids of a plan.
+#pragma once
+
+#include <array>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fakequant/libtorch.h"
+#include "format/checkpoint.h"
+
+namespace qat {
+
+// The tensors of one layer, or of the model outside its layers, by role; undefined where the model has none.
+class TensorsByRole {
+ public:
+  torch::Tensor& operator[](Role role) { return tensors_[static_cast<size_t>(role)]; }
+  const torch::Tensor& operator[](Role role) const { return tensors_[static_cast<size_t>(role)]; }
+  std::array<torch::Tensor, static_cast<size_t>(Role::layer_scalar) + 1>& all() { return tensors_; }
+
+ private:
+  std::array<torch::Tensor, static_cast<size_t>(Role::layer_scalar) + 1> tensors_;
+};
+
+// What a forward pass multiplies by.
+struct ForwardWeights {
+  TensorsByRole global;
+  std::vector<TensorsByRole> layers;
+  // (vocab, hidden): the embedding when the head is tied.
+  const torch::Tensor& head() const { return global[Role::output].defined() ? global[Role::output] : global[Role::token_embedding]; }
+};
+
+struct Parameter {
+  TensorInfo info;
+  torch::Tensor master;     // float32, info.shape
+  DType grid = DType::F32;  // what the forward pass rounds it to
+  bool trained = true;      // false: a buffer (layer_scalar)
+};
+
+class Model {
+ public:
+  // Every tensor as float32 on `device`. Throws Error naming the tensor that holds a NaN or an infinity.
+  Model(const FloatCheckpoint& checkpoint, torch::Device device);
+
+  const ModelConfig& config() const { return config_; }
+  const std::vector<TensorInfo>& table() const { return table_; }
+  torch::Device device() const { return device_; }
+  std::vector<Parameter>& parameters() { return parameters_; }  // in table order
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  // Sets each parameter's grid; the plan must name every tensor of the table.
+  void apply_plan(const std::map<std::string, PlanEntry>& resolved);
+  // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.
+  ForwardWeights forward_weights() const;
+
+ private:
+  ModelConfig config_;
+  std::vector<TensorInfo> table_;
+  std::vector<Parameter> parameters_;
+  torch::Device device_;
+};
+
+// The weights of one optimizer step: each tensor is rounded onto its grid once, and the rounding is cut out of the graph of the
+// forward pass, so that any number of forward and backward passes may share it. backward() then sends the gradients that they
+// left through the fake-quantizer to the masters, whose grad() it sets.
+class StepWeights {
+ public:
+  explicit StepWeights(Model& model);
+  const ForwardWeights& forward() const { return forward_; }
+  void backward();
+
+ private:
+  struct Quantized {
+    torch::Tensor value;  // fake_quantize(master), in the graph of the master
+    torch::Tensor leaf;   // the same memory, a leaf: what the forward pass uses
+  };
+  Model& model_;
+  std::vector<Quantized> quantized_;  // in parameter order; empty tensors for untrained ones
+  ForwardWeights forward_;
+};
+
+// What depends on the config and the sequence length alone.
+struct Positions {
+  torch::Tensor cos_sliding, sin_sliding, cos_full, sin_full;  // (length, 1, head_dim / 2)
+  torch::Tensor mask_sliding, mask_full;                       // (length, length): 0 or -infinity. Undefined when just causal
+                                                               // and attention is fused
+};
+Positions make_positions(const ModelConfig& config, int64_t length, torch::Device device);
+
+struct ForwardOptions {
+  bool gradient_checkpointing = false;             // keep only the layers' inputs, compute the rest again in the backward pass
+  std::vector<torch::Tensor>* hidden = nullptr;    // when set: the embedding and each layer's output, for tests
+};
+
+// ids: (batch, length) int64, all < vocab. Returns the final normalized hidden states (batch, length, hidden); logits are
+// softcap(hidden * head^T), which the losses take in chunks.
+torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& weights, const Positions& positions,
+                             const torch::Tensor& ids, const ForwardOptions& options = {});
+
+// softcap * tanh(logits / softcap), or the logits when softcap is 0.
+torch::Tensor soften_logits(const torch::Tensor& logits, double softcap);
+
+}  // namespace qat

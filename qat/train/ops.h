@@ -1,0 +1,22 @@
+// Element-wise pieces of the model's layers.
+#pragma once
+
+#include "fakequant/libtorch.h"
+
+namespace qat {
+
+// x / sqrt(mean(x^2) + eps) over the last dimension, times weight, or 1 + weight, or nothing when weight is undefined.
+torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps, bool plus_one);
+
+// Rotates the pairs (i, i + head_dim/2) of x (batch, length, heads, head_dim). cos, sin: (length, 1, head_dim / 2).
+torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin);
+
+// gelu_tanh(gate) * up, or silu(gate) * up.
+torch::Tensor gated_activation(const torch::Tensor& gate, const torch::Tensor& up, bool gelu);
+
+// Causal attention. q: (batch, length, heads, head_dim); k, v: (batch, length, kv_heads, head_dim), query head j reads kv head
+// j / (heads / kv_heads). mask: (length, length) of 0 and -infinity. Returns (batch, length, heads * head_dim).
+torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const torch::Tensor& mask,
+                        double scale);
+
+}  // namespace qat

@@ -1,0 +1,92 @@
+#include "qat/train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "format/error.h"
+
+namespace qat {
+namespace {
+
+// The factors of one update, the same for all weights.
+struct Update {
+  float keep;            // 1 - lr * weight_decay
+  float beta1, beta2;
+  float rate;            // lr / (1 - beta1^t)
+  float root_correction; // 1 / sqrt(1 - beta2^t)
+  float eps;
+  float gradient_scale;
+};
+
+void update_cpu(const Update& u, int64_t count, const float* gradient, float* w, float* mean, float* square) {
+  at::parallel_for(0, count, 1 << 15, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float g = gradient[i] * u.gradient_scale;
+      mean[i] += (g - mean[i]) * (1.0f - u.beta1);
+      square[i] = square[i] * u.beta2 + (1.0f - u.beta2) * g * g;
+      w[i] = w[i] * u.keep - u.rate * mean[i] / (std::sqrt(square[i]) * u.root_correction + u.eps);
+    }
+  });
+}
+
+void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Tensor& w, torch::Tensor& mean, torch::Tensor& square) {
+  const torch::Tensor g = gradient * u.gradient_scale;
+  mean.lerp_(g, 1.0 - u.beta1);
+  square.mul_(u.beta2).addcmul_(g, g, 1.0 - u.beta2);
+  w.mul_(u.keep).addcdiv_(mean, square.sqrt().mul_(u.root_correction).add_(u.eps), -u.rate);
+}
+
+}  // namespace
+
+AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options)
+    : parameters_(std::move(parameters)), options_(options) {
+  for (const torch::Tensor& p : parameters_) {
+    QAT_CHECK(p.is_contiguous() && p.scalar_type() == torch::kFloat32);
+    means_.push_back(torch::zeros_like(p).detach());
+    squares_.push_back(torch::zeros_like(p).detach());
+  }
+}
+
+void AdamW::step(double lr, double gradient_scale) {
+  const torch::NoGradGuard no_grad;
+  ++steps;
+  const double t = static_cast<double>(steps);
+  Update u;
+  u.keep = static_cast<float>(1.0 - lr * options_.weight_decay);
+  u.beta1 = static_cast<float>(options_.beta1);
+  u.beta2 = static_cast<float>(options_.beta2);
+  u.rate = static_cast<float>(lr / (1.0 - std::pow(options_.beta1, t)));
+  u.root_correction = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(options_.beta2, t)));
+  u.eps = static_cast<float>(options_.eps);
+  u.gradient_scale = static_cast<float>(gradient_scale);
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (!parameters_[i].grad().defined()) continue;
+    const torch::Tensor gradient = parameters_[i].grad().contiguous();
+    torch::Tensor w = parameters_[i].detach();
+    if (w.is_cpu())
+      update_cpu(u, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(), squares_[i].data_ptr<float>());
+    else
+      update_tensor_ops(u, gradient, w, means_[i], squares_[i]);
+  }
+}
+
+void AdamW::zero_grad() {
+  for (torch::Tensor& p : parameters_) p.mutable_grad().reset();
+}
+
+double gradient_norm(const std::vector<torch::Tensor>& parameters) {
+  double sum = 0.0;
+  for (const torch::Tensor& p : parameters)
+    if (p.grad().defined()) sum += std::pow(p.grad().norm().item<double>(), 2);
+  return std::sqrt(sum);
+}
+
+double scheduled_lr(double lr, double min_ratio, int64_t warmup, int64_t steps, int64_t step) {
+  if (step <= warmup) return lr * static_cast<double>(step) / static_cast<double>(warmup);
+  const double span = static_cast<double>(std::max<int64_t>(steps - warmup, 1));
+  const double progress = std::min(1.0, static_cast<double>(step - warmup) / span);
+  const double pi = std::acos(-1.0);
+  return lr * (min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + std::cos(pi * progress)));
+}
+
+}  // namespace qat

@@ -1,0 +1,38 @@
+// AdamW with the numbers of torch.optim.AdamW, its state as plain tensors; the learning rate's schedule; the gradient's norm.
+#pragma once
+
+#include <vector>
+
+#include "fakequant/libtorch.h"
+
+namespace qat {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double weight_decay = 0.0;  // decoupled: w *= 1 - lr * weight_decay
+};
+
+class AdamW {
+ public:
+  AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options);
+  // One update from the parameters' grad(), each multiplied by gradient_scale; a parameter without a gradient is left alone.
+  void step(double lr, double gradient_scale = 1.0);
+  void zero_grad();  // drops the gradients
+
+  // State, in the order of the parameters: running means of the gradient and of its square. `steps` counts updates.
+  std::vector<torch::Tensor>& means() { return means_; }
+  std::vector<torch::Tensor>& squares() { return squares_; }
+  int64_t steps = 0;
+
+ private:
+  std::vector<torch::Tensor> parameters_, means_, squares_;
+  AdamWOptions options_;
+};
+
+// sqrt of the sum of squares of all gradients, in double.
+double gradient_norm(const std::vector<torch::Tensor>& parameters);
+
+// Linear warm-up from 0 over `warmup` steps, then a cosine from lr to lr * min_ratio at step `steps`. step counts from 1.
+double scheduled_lr(double lr, double min_ratio, int64_t warmup, int64_t steps, int64_t step);
+
+}  // namespace qat
