@@ -32,8 +32,17 @@ float code_for(float scaled) { return clamp(round_even(clamp(scaled, -64.0f, 64.
 
 struct GroupFit {
   float scale = 0.0f;
-  float inverse = 0.0f;  // of the candidate that won; gives the codes
+  float inverse = 0.0f;  // of the candidate that won; gives the codes. 0: the group is zero
 };
+
+// Codes of a group whose stored scale is `scale`. Where that is zero the codes mean nothing; ggml keeps those of the search,
+// and the lowest code in a group of zeros.
+void encode_group(const float* x, const GroupFit& fit, float scale, int8_t* codes) {
+  for (int i = 0; i < kGroup; ++i) {
+    const float code = scale != 0.0f ? code_for(x[i] / scale) : fit.inverse != 0.0f ? code_for(x[i] * fit.inverse) : kLowest;
+    codes[i] = static_cast<int8_t>(code);
+  }
+}
 
 // Best scale of a group in the sense of sum x^2 (x - scale * l)^2, with l = code_for(x * inverse). The sums run over the
 // elements in order, all candidates at once: the same bits as one candidate after the other.
@@ -124,12 +133,8 @@ BlockQ6_K encode_q6_k(const float* x) {
   const float d = f16_to_f32(block.d);
   int8_t codes[kSuperBlock];
   for (int g = 0; g < kGroups; ++g) {
-    const float* group = x + kGroup * g;
     block.scales[g] = static_cast<int8_t>(clamp(round_even(inverse * fits[g].scale), -128.0f, 127.0f));
-    const float scale = d * static_cast<float>(block.scales[g]);
-    // A scale that vanished on its grid keeps the codes of the search; they mean zero.
-    for (int i = 0; i < kGroup; ++i)
-      codes[kGroup * g + i] = static_cast<int8_t>(code_for(scale != 0.0f ? group[i] / scale : group[i] * fits[g].inverse));
+    encode_group(x + kGroup * g, fits[g], d * static_cast<float>(block.scales[g]), codes + kGroup * g);
   }
   pack_q6_k_codes(codes, &block);
   return block;

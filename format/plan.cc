@@ -57,15 +57,15 @@ void require_grid(DType type, const std::string& place) {
     fail(place, ": expected a type that can be written (F32, F16, BF16, Q4_0, Q8_0, Q6_K), found ", dtype_name(type));
 }
 
-bool is_float(DType type) { return type == DType::F32 || type == DType::F16 || type == DType::BF16; }
-
-// llama-quantize's default mixture. The head is the output matrix, or the embedding tables when the head is tied to one.
-DType mixture_type(const Plan& plan, const TensorInfo& info, bool tied) {
-  const bool embedding = info.kind == TensorKind::embedding;
-  const bool head = info.role == Role::output || (embedding && tied);
+// llama-quantize's choice when no rule decides: types asked for by name, then its default mixture, which has a finer type for
+// the head: the output matrix, or the embedding tables when the head is tied to one.
+DType default_type(const Plan& plan, const TensorInfo& info, bool tied) {
+  const bool embedding = info.kind == TensorKind::embedding, output = info.role == Role::output;
   if (embedding && plan.has_embedding_type) return plan.embedding_type;
-  if (head && plan.has_output_type) return plan.output_type;
-  if (plan.pure || is_float(plan.target) || !head) return plan.target;
+  if (output && plan.has_output_type) return plan.output_type;
+  const bool mixture = !plan.pure && has_codes(plan.target);
+  if (!mixture || !(output || (embedding && tied))) return plan.target;
+  if (plan.has_output_type) return plan.output_type;
   return plan.target == DType::Q8_0 ? DType::Q8_0 : DType::Q6_K;
 }
 
@@ -128,7 +128,7 @@ std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vecto
     else if (plan.keep)
       entry.grid = source_type(source_types, info);
     else
-      entry = fit_to_shape(mixture_type(plan, info, tied), info.shape[1]);
+      entry = fit_to_shape(default_type(plan, info, tied), info.shape[1]);
   }
   return resolved;
 }
