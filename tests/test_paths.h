@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -19,6 +20,11 @@ inline std::string shared_path(const std::string& relative) {
 #define QAT_NEED_SHARED(relative)                                                             \
   if (!std::filesystem::exists(::qat::shared_path(relative)))                                 \
   GTEST_SKIP() << "needs " << ::qat::shared_path(relative) << " (set QAT_SHARED to its parent)"
+
+// Writes a file without the care (and the sync, slow in a loop) of write_file().
+inline void put_file(const std::string& path, const std::string& contents) {
+  std::ofstream(path, std::ios::binary) << contents;
+}
 
 // A fresh directory, removed with its contents at the end of the scope.
 class TemporaryDirectory {

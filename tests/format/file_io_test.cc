@@ -1,0 +1,154 @@
+#include "format/file_io.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "tests/expect_error.h"
+#include "tests/file_size_limit.h"
+#include "tests/test_paths.h"
+
+namespace qat {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string text_of(const MappedFile& file) { return std::string(file.bytes().begin(), file.bytes().end()); }
+
+std::vector<std::string> names_in(const std::string& directory) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(directory)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST(MappedFile, ShowsTheBytesAndSurvivesMoves) {
+  TemporaryDirectory dir;
+  write_file(dir / "a", "hello");
+  MappedFile file(dir / "a");
+  EXPECT_EQ(text_of(file), "hello");
+  MappedFile moved(std::move(file));
+  EXPECT_EQ(text_of(moved), "hello");
+  EXPECT_EQ(moved.path(), dir / "a");
+  MappedFile assigned;
+  assigned = std::move(moved);
+  EXPECT_EQ(text_of(assigned), "hello");
+}
+
+TEST(MappedFile, AnEmptyFileIsAnEmptySpan) {
+  TemporaryDirectory dir;
+  write_file(dir / "empty", "");
+  EXPECT_TRUE(MappedFile(dir / "empty").bytes().empty());
+}
+
+TEST(MappedFile, RefusesWhatIsNotARegularFile) {
+  TemporaryDirectory dir;
+  ASSERT_EQ(mkfifo((dir / "pipe").c_str(), 0600), 0);
+  expect_error([&] { MappedFile(dir / "missing"); }, "missing: cannot open: No such file or directory");
+  expect_error([&] { MappedFile(dir.path()); }, "expected a regular file, found a directory");
+  expect_error([&] { MappedFile(dir / "pipe"); }, "expected a regular file");  // and does not wait for a writer
+}
+
+TEST(AtomicFile, OnlyCommitChangesTheFile) {
+  TemporaryDirectory dir;
+  write_file(dir / "a", "old");
+  {
+    AtomicFile file(dir / "a");
+    file.write("new", 3);
+    EXPECT_EQ(read_file(dir / "a"), "old");
+  }
+  EXPECT_EQ(read_file(dir / "a"), "old");
+  EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"a"});
+
+  AtomicFile file(dir / "a");
+  file.write("new", 3);
+  file.write_zeros(10000);
+  file.write("", 0);
+  EXPECT_EQ(file.position(), 10003u);
+  file.commit();
+  EXPECT_EQ(read_file(dir / "a"), "new" + std::string(10000, '\0'));
+  EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"a"});
+}
+
+TEST(AtomicFile, AFullDiskIsAnErrorAndLeavesTheOldFile) {
+  TemporaryDirectory dir;
+  write_file(dir / "a", "old");
+  // Small writes fail when the buffer is flushed, large ones at once.
+  for (const size_t size : {size_t{20000}, size_t{1} << 20}) {
+    const FileSizeLimit limit(10000);
+    expect_error([&] { write_file(dir / "a", std::string(size, 'x')); }, "/a: cannot write");
+    expect_error([&] { write_file(dir / "a", std::string(size, 'x')); }, "File too large");
+  }
+  EXPECT_EQ(read_file(dir / "a"), "old");
+  EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"a"});
+}
+
+TEST(AtomicFile, RefusesImpossiblePlacesBeforeAnythingIsWritten) {
+  TemporaryDirectory dir;
+  expect_error([&] { AtomicFile(dir.path()); }, "exists and is not a regular file");
+  expect_error([&] { AtomicFile("/dev/null"); }, "/dev/null: cannot write: it exists and is not a regular file");
+  expect_error([&] { AtomicFile(dir / "missing/a"); }, "No such file or directory");
+}
+
+TEST(ReadFile, ReadsWholeFilesUpToItsLimit) {
+  TemporaryDirectory dir;
+  const std::string contents(100000, 'x');
+  write_file(dir / "a", contents);
+  copy_file_atomic(dir / "a", dir / "b");
+  EXPECT_EQ(read_file(dir / "b", 100000), contents);
+  expect_error([&] { read_file(dir / "b", 99999); }, "/b: expected at most 99999 bytes, found more");
+  expect_error([&] { read_file(dir / "c"); }, "/c: cannot open: No such file or directory");
+  expect_error([&] { read_file(dir.path()); }, "Is a directory");
+}
+
+TEST(AtomicDirectory, AppearsWholeOrNotAtAll) {
+  TemporaryDirectory dir;
+  {
+    AtomicDirectory abandoned(dir / "runs/model");
+    write_file(abandoned.path() + "/a", "1");
+  }
+  EXPECT_TRUE(names_in(dir / "runs").empty());
+
+  AtomicDirectory model(dir / "runs/model/");
+  write_file(model.path() + "/a", "1");
+  fs::create_directory(model.path() + "/sub");
+  write_file(model.path() + "/sub/b", "2");
+  EXPECT_FALSE(fs::exists(dir / "runs/model"));
+  model.commit();
+  EXPECT_EQ(read_file(dir / "runs/model/a"), "1");
+  EXPECT_EQ(read_file(dir / "runs/model/sub/b"), "2");
+  EXPECT_EQ(names_in(dir / "runs"), std::vector<std::string>{"model"});
+}
+
+TEST(AtomicDirectory, ReplacesTheOldOneWithAllItsFiles) {
+  TemporaryDirectory dir;
+  fs::create_directory(dir / "model");
+  write_file(dir / "model/old", "1");
+  // Through another name of the same directory: what is replaced is the directory, not the name.
+  fs::create_directory_symlink(dir / "model", dir / "link");
+  for (const std::string& name : {dir / "model", dir / "model/.", dir / "link"}) {
+    AtomicDirectory model(name);
+    write_file(model.path() + "/new", name);
+    model.commit();
+    EXPECT_EQ(names_in(dir / "model"), std::vector<std::string>{"new"});
+    EXPECT_EQ(read_file(dir / "model/new"), name);
+    EXPECT_EQ(names_in(dir.path()), (std::vector<std::string>{"link", "model"}));
+  }
+}
+
+TEST(AtomicDirectory, ReplacesOnlyWhatCarriesTheMarker) {
+  TemporaryDirectory dir;
+  fs::create_directory(dir / "empty");
+  fs::create_directory(dir / "home");
+  write_file(dir / "home/thesis.tex", "years of work");
+  write_file(dir / "file", "");
+  EXPECT_NO_THROW(AtomicDirectory(dir / "empty", "plan.json"));
+  expect_error([&] { AtomicDirectory(dir / "home", "plan.json"); }, "will not replace this directory: it is not empty and holds no plan.json");
+  expect_error([&] { AtomicDirectory(dir / "file"); }, "a file of that name exists");
+  write_file(dir / "home/plan.json", "");
+  EXPECT_NO_THROW(AtomicDirectory(dir / "home", "plan.json"));
+}
+
+}  // namespace
+}  // namespace qat
