@@ -1,1 +1,256 @@
+#include "export/ptq.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <thread>
+
 #include "format/error.h"
+#include "format/number.h"
+
+namespace qat {
+namespace {
+
+constexpr int64_t kSlabWeights = int64_t{1} << 20;   // encoded between two writes
+constexpr int64_t kChunkWeights = int64_t{1} << 16;  // held as floats by a thread at a time
+
+// Sum of w * (x - value)^2 for the values that a block means.
+double block_error(const BlockQ4_0& block, const float* x, const float* w) {
+  float values[kBlockSize];
+  decode_block(block, values);
+  double error = 0.0;
+  for (int j = 0; j < kBlockSize; ++j) {
+    const double difference = static_cast<double>(x[j]) - values[j];
+    error += (w != nullptr ? w[j] : 1.0f) * difference * difference;
+  }
+  return error;
+}
+
+// Finds the scale of one sign that fits a block best, by least weighted squared error: sweeps the inverse scale t upwards over
+// every point (level + 0.5) / |x| at which a code changes. With codes q fixed the best scale is sum(wxq) / sum(wqq), and the
+// error is sum(wxx) less the gain sum(wxq)^2 / sum(wqq). Weights are taken relative to the largest, so t is the largest one's
+// level before rounding.
+class ScaleSweep {
+ public:
+  // `largest`: the greatest magnitude among weights that count (w > 0).
+  ScaleSweep(const float* x, const float* w, float largest, double sign) {
+    // Halving a scale whose codes stay within 3 gives a finer grid that holds all its points: start where level 4 begins.
+    constexpr double kStart = 3.5;
+    for (int j = 0; j < kBlockSize; ++j) {
+      events_[j] = kNever;
+      magnitude_[j] = std::fabs(x[j]) / static_cast<double>(largest);
+      weight_[j] = w != nullptr ? w[j] : 1.0;
+      if (!(magnitude_[j] > 0.0) || !(weight_[j] > 0.0)) continue;
+      last_level_[j] = x[j] * sign < 0.0 ? 8 : 7;
+      level_[j] = static_cast<int>(magnitude_[j] * kStart + 0.5);
+      inverse_[j] = 1.0 / magnitude_[j];
+      energy_ += weight_[j] * magnitude_[j] * magnitude_[j];
+      wxq_ += weight_[j] * magnitude_[j] * level_[j];
+      wqq_ += weight_[j] * level_[j] * level_[j];
+      schedule(j);
+    }
+    keep_if_better();
+  }
+
+  // The best scale, relative to the largest weight.
+  double run() {
+    for (;;) {
+      int32_t event = kNever;
+      for (const int32_t other : events_) event = std::min(event, other);
+      if (event == kNever) break;
+      const double t = float_from_bits(static_cast<uint32_t>(event & ~kIndexBits));
+      // Weights beyond the grid cost more the smaller the scale: once they alone cost more than the best error, it is over.
+      if (out_qq_ - 2.0 * t * out_xq_ + t * t * out_xx_ > t * t * (energy_ - best_gain_)) break;
+      const int j = event & kIndexBits;
+      if (level_[j] == last_level_[j]) leave(j);
+      else step(j);
+    }
+    return best_scale_;
+  }
+
+ private:
+  static constexpr int32_t kNever = 0x7fffffff;
+  static constexpr int32_t kIndexBits = kBlockSize - 1;
+
+  // When weight j changes its code next, or, on its last level, begins to lie beyond the grid. Positive floats order like the
+  // integers of their bits; the last five bits make room for j.
+  void schedule(int j) {
+    const double t = (level_[j] < last_level_[j] ? level_[j] + 0.5 : level_[j]) * inverse_[j];
+    events_[j] = static_cast<int32_t>(float_bits(static_cast<float>(t)) & ~static_cast<uint32_t>(kIndexBits)) | j;
+  }
+
+  void step(int j) {
+    wxq_ += weight_[j] * magnitude_[j];
+    wqq_ += weight_[j] * (2 * level_[j] + 1);
+    ++level_[j];
+    keep_if_better();
+    schedule(j);
+  }
+
+  void leave(int j) {
+    out_xx_ += weight_[j] * magnitude_[j] * magnitude_[j];
+    out_xq_ += weight_[j] * magnitude_[j] * level_[j];
+    out_qq_ += weight_[j] * level_[j] * level_[j];
+    events_[j] = kNever;
+  }
+
+  void keep_if_better() {
+    if (wxq_ * wxq_ <= best_gain_ * wqq_) return;
+    best_gain_ = wxq_ * wxq_ / wqq_;
+    best_scale_ = wxq_ / wqq_;
+  }
+
+  int32_t events_[kBlockSize];
+  double magnitude_[kBlockSize], inverse_[kBlockSize], weight_[kBlockSize];
+  int level_[kBlockSize], last_level_[kBlockSize];
+  double energy_ = 0.0, wxq_ = 0.0, wqq_ = 0.0;
+  double best_gain_ = 0.0, best_scale_ = 0.0;
+  double out_xx_ = 0.0, out_xq_ = 0.0, out_qq_ = 0.0;  // the sums over weights beyond the grid
+};
+
+// The largest magnitude a grid's scale can still carry as a finite float16 (65520 and above become infinity).
+float magnitude_limit(DType grid) {
+  switch (grid) {
+    case DType::F16: return 65520.0f;
+    case DType::Q4_0: return 65520.0f * 8;
+    case DType::Q8_0: return 65520.0f * 127;
+    default: return INFINITY;
+  }
+}
+
+// Runs body(begin, end) on equal parts of [0, count), one per processor. The first part's exception, if any, is rethrown.
+template <class Body>
+void parallel_parts(int64_t count, int64_t least, const Body& body) {
+  const int64_t processors = std::max(1u, std::thread::hardware_concurrency());
+  const int64_t parts = std::clamp<int64_t>(count / std::max<int64_t>(least, 1), 1, processors);
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(parts));
+  const auto run = [&](int64_t part) {
+    try {
+      body(count * part / parts, count * (part + 1) / parts);
+    } catch (...) {
+      errors[static_cast<size_t>(part)] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int64_t part = 1; part < parts; ++part) threads.emplace_back(run, part);
+  run(0);
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
+
+// Encodes the rows of one tensor.
+class TensorEncoder {
+ public:
+  TensorEncoder(const FloatCheckpoint& checkpoint, const TensorInfo& info, DType grid, const PtqOptions& options)
+      : checkpoint_(checkpoint), info_(info), grid_(grid), searched_(grid == DType::Q4_0 && options.method == PtqMethod::mse) {
+    rows_ = info.shape.size() == 2 ? info.shape[0] : 1;
+    cols_ = info.shape.back();
+    row_size_ = row_bytes(grid, cols_);
+    if (!searched_ || options.importance == nullptr) return;
+    const auto found = options.importance->find(info.name);
+    if (found == options.importance->end()) return;
+    QAT_CHECK(static_cast<int64_t>(found->second.size()) == cols_);
+    importance_ = found->second.data();
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  size_t row_size() const { return row_size_; }
+
+  void encode(int64_t row, int64_t count, uint8_t* out) const {
+    const int64_t chunk = std::max<int64_t>(1, kChunkWeights / cols_);
+    parallel_parts(count, chunk, [&](int64_t begin, int64_t end) {
+      std::vector<float> values(static_cast<size_t>(std::min(chunk, end - begin) * cols_));
+      for (int64_t i = begin; i < end; i += chunk) {
+        const int64_t n = std::min(chunk, end - i);
+        checkpoint_.read_rows(info_, row + i, n, values.data());
+        check_values(row + i, n, values.data());
+        uint8_t* blocks = out + static_cast<size_t>(i) * row_size_;
+        if (searched_) search_rows(values.data(), n, blocks);
+        else encode_rows(grid_, values.data(), n, cols_, blocks);
+      }
+    });
+  }
+
+ private:
+  void check_values(int64_t first_row, int64_t count, const float* values) const {
+    const float limit = magnitude_limit(grid_);
+    for (int64_t i = 0; i < count * cols_; ++i) {
+      if (std::fabs(values[i]) < limit) continue;  // false for NaN
+      fail(checkpoint_.directory(), ": ", info_.name, ": row ", first_row + i / cols_, ", column ", i % cols_,
+           ": expected a finite weight that ", dtype_name(grid_), " can hold, found ", values[i]);
+    }
+  }
+
+  void search_rows(const float* values, int64_t count, uint8_t* out) const {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t c = 0; c < cols_; c += kBlockSize) {
+        const BlockQ4_0 block = search_q4_0(values + r * cols_ + c, importance_ != nullptr ? importance_ + c : nullptr);
+        std::memcpy(out + static_cast<size_t>(r) * row_size_ + static_cast<size_t>(c / kBlockSize) * sizeof block, &block, sizeof block);
+      }
+    }
+  }
+
+  const FloatCheckpoint& checkpoint_;
+  const TensorInfo& info_;
+  const DType grid_;
+  const bool searched_;
+  const float* importance_ = nullptr;
+  int64_t rows_ = 0, cols_ = 0;
+  size_t row_size_ = 0;
+};
+
+}  // namespace
+
+BlockQ4_0 search_q4_0(const float* x, const float* w) {
+  // Inputs that never spoke say nothing about which weights matter: then all do.
+  if (w != nullptr && std::none_of(w, w + kBlockSize, [](float v) { return v > 0.0f; })) w = nullptr;
+  BlockQ4_0 best = encode_q4_0(x);
+  double best_error = block_error(best, x, w);
+  float largest = 0.0f;
+  for (int j = 0; j < kBlockSize; ++j)
+    if (w == nullptr || w[j] > 0.0f) largest = std::max(largest, std::fabs(x[j]));
+  if (largest == 0.0f) return best;
+  for (const double sign : {1.0, -1.0}) {
+    const uint16_t nearest = f32_to_f16(static_cast<float>(sign * largest * ScaleSweep(x, w, largest, sign).run()));
+    // Neighbours too: a float16 below 6e-5 has few bits, and rounding to the nearest need not be best.
+    for (const int step : {-1, 0, 1}) {
+      const float d = f16_to_f32(static_cast<uint16_t>(nearest + step));
+      if (!std::isfinite(d)) continue;
+      const BlockQ4_0 block = encode_q4_0_with_scale(x, d);
+      const double error = block_error(block, x, w);
+      if (error < best_error) {
+        best_error = error;
+        best = block;
+      }
+    }
+  }
+  return best;
+}
+
+void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options, const std::string& out,
+                         const PtqProgress& progress) {
+  const FloatCheckpoint checkpoint(hf_directory);
+  const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
+  QuantizedCheckpointWriter writer(out, hf_directory, checkpoint.table(), plan, resolved);
+  int64_t total = 0, done = 0;
+  for (const TensorInfo& info : checkpoint.table()) total += checkpoint.tensor(info).count();
+  std::vector<uint8_t> blocks;
+  for (const TensorInfo& info : checkpoint.table()) {
+    const TensorEncoder encoder(checkpoint, info, resolved.at(info.name).grid, options);
+    const int64_t slab = std::max<int64_t>(1, kSlabWeights / encoder.cols());
+    for (int64_t row = 0; row < encoder.rows(); row += slab) {
+      const int64_t count = std::min(slab, encoder.rows() - row);
+      blocks.resize(static_cast<size_t>(count) * encoder.row_size());
+      encoder.encode(row, count, blocks.data());
+      writer.append_rows(info, blocks.data(), count);
+      done += count * encoder.cols();
+      if (progress) progress(done, total);
+    }
+  }
+  writer.commit();
+}
+
+}  // namespace qat
