@@ -168,7 +168,7 @@ std::vector<float> FloatCheckpoint::read(const TensorInfo& info) const { return 
 
 std::map<std::string, DType> FloatCheckpoint::dtypes() const {
   std::map<std::string, DType> types;
-  for (const auto& [name, view] : by_name_) types[name] = view.dtype;
+  for (const auto& [name, view] : by_name_) types[name] = view.dtype == DType::F64 ? DType::F32 : view.dtype;
   return types;
 }
 

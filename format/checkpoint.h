@@ -31,7 +31,7 @@ class FloatCheckpoint {
   // Rows [row, row + count) as float32 (1-D tensors: one row). count < 0: to the end.
   void read_rows(const TensorInfo& info, int64_t row, int64_t count, float* out) const;
   std::vector<float> read(const TensorInfo& info) const;
-  std::map<std::string, DType> dtypes() const;  // by canonical name, for resolve_plan
+  std::map<std::string, DType> dtypes() const;  // by canonical name, for resolve_plan; F64, no grid, counts as F32
 
  private:
   std::string directory_;
