@@ -1,5 +1,6 @@
 #include "format/grid.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -9,22 +10,58 @@
 namespace qat {
 namespace {
 
-// Level of x on the Q4_0 grid in 0..15 for an inverse scale: floor(x/d + 8.5), clamped. Truncation of the positive sum
-// rounds ties up, as ggml does; the clamp to 0 matters only for scales chosen elsewhere.
-uint8_t q4_0_code(float x, float inverse) {
-  const float shifted = x * inverse + 8.5f;
-  if (!(shifted > 0.0f)) return 0;
-  return shifted >= 16.0f ? 15 : static_cast<uint8_t>(shifted);
+float larger(float a, float b) { return a > b ? a : b; }
+float smaller(float a, float b) { return a < b ? a : b; }
+
+// The x of largest magnitude, with its sign; the first one when both signs have it; +0 when all are zero. Folding halves onto
+// each other keeps the search in vectors.
+float extreme_of(const float* x) {
+  float high[16], low[16];
+  for (int j = 0; j < 16; ++j) {
+    high[j] = larger(x[j], x[j + 16]);
+    low[j] = smaller(x[j], x[j + 16]);
+  }
+  for (int j = 0; j < 8; ++j) {
+    high[j] = larger(high[j], high[j + 8]);
+    low[j] = smaller(low[j], low[j + 8]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    high[j] = larger(high[j], high[j + 4]);
+    low[j] = smaller(low[j], low[j + 4]);
+  }
+  const float most = larger(larger(larger(high[0], high[1]), larger(high[2], high[3])), 0.0f);
+  const float least = smaller(smaller(smaller(low[0], low[1]), smaller(low[2], low[3])), 0.0f);
+  if (most != -least) return most > -least ? most : least;
+  for (int j = 0; j < kBlockSize; ++j)
+    if (most > 0.0f && std::fabs(x[j]) == most) return x[j];
+  return 0.0f;
 }
 
+// 1/d; 0 for a d of 0, and for one so small (below 2^-128) that 1/d is infinite: the block is stored as zeros either way.
+float reciprocal(float d) {
+  const float inverse = 1.0f / d;
+  return std::fabs(inverse) <= FLT_MAX ? inverse : 0.0f;
+}
+
+// Nearest integer, ties away from zero, for |x| < 2^31: std::round without a call. The rest is exact; its double, cut to an
+// integer, is the step that is missing.
+int round_half_away(float x) {
+  const int whole = static_cast<int>(x);
+  const float rest = x - static_cast<float>(whole);
+  return whole + static_cast<int>(rest + rest);
+}
+
+// Codes are the levels of x on the Q4_0 grid for an inverse scale: floor(x/d + 8.5), clamped to 0..15. Truncation of the
+// positive sum rounds ties up, as ggml does; the clamp to 0 matters only for scales chosen elsewhere.
 BlockQ4_0 pack_q4_0(const float* x, float inverse, uint16_t d) {
+  uint8_t codes[kBlockSize];
+  for (int j = 0; j < kBlockSize; ++j) {
+    const float shifted = x[j] * inverse + 8.5f;
+    codes[j] = static_cast<uint8_t>(static_cast<int>(smaller(larger(shifted, 0.0f), 15.0f)));
+  }
   BlockQ4_0 block;
   block.d = d;
-  for (int j = 0; j < 16; ++j) {
-    const unsigned low = q4_0_code(x[j], inverse);
-    const unsigned high = q4_0_code(x[j + 16], inverse);
-    block.qs[j] = static_cast<uint8_t>(low | (high << 4));
-  }
+  for (int j = 0; j < 16; ++j) block.qs[j] = static_cast<uint8_t>(codes[j] | (codes[j + 16] << 4));
   return block;
 }
 
@@ -70,22 +107,14 @@ bool is_grid(DType type) {
 bool has_codes(DType type) { return type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K; }
 
 BlockQ4_0 encode_q4_0(const float* x) {
-  float largest = 0.0f, extreme = 0.0f;
-  for (int j = 0; j < kBlockSize; ++j) {
-    const float magnitude = std::fabs(x[j]);
-    if (magnitude > largest) {
-      largest = magnitude;
-      extreme = x[j];
-    }
-  }
-  const float d = extreme / -8.0f;
-  return pack_q4_0(x, d != 0.0f ? 1.0f / d : 0.0f, f32_to_f16(d));
+  const float d = extreme_of(x) / -8.0f;
+  return pack_q4_0(x, reciprocal(d), f32_to_f16(d));
 }
 
 BlockQ4_0 encode_q4_0_with_scale(const float* x, float d) {
   const uint16_t stored = f32_to_f16(d);
   const float used = f16_to_f32(stored);
-  return pack_q4_0(x, used != 0.0f ? 1.0f / used : 0.0f, stored);
+  return pack_q4_0(x, reciprocal(used), stored);
 }
 
 void decode_block(const BlockQ4_0& block, float* out) {
@@ -97,13 +126,11 @@ void decode_block(const BlockQ4_0& block, float* out) {
 }
 
 BlockQ8_0 encode_q8_0(const float* x) {
-  float largest = 0.0f;
-  for (int j = 0; j < kBlockSize; ++j) largest = std::fmax(largest, std::fabs(x[j]));
-  const float d = largest / 127.0f;
-  const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  const float d = std::fabs(extreme_of(x)) / 127.0f;
+  const float inverse = reciprocal(d);
   BlockQ8_0 block;
   block.d = f32_to_f16(d);
-  for (int j = 0; j < kBlockSize; ++j) block.qs[j] = static_cast<int8_t>(std::round(x[j] * inverse));
+  for (int j = 0; j < kBlockSize; ++j) block.qs[j] = static_cast<int8_t>(round_half_away(x[j] * inverse));
   return block;
 }
 

@@ -27,32 +27,35 @@ inline uint16_t f32_to_bf16(float x) {
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// IEEE half: 1 sign, 5 exponent (bias 15), 10 mantissa bits; subnormals, infinities and NaN included.
+// condition ? a : b, without a branch that would keep a loop from being vectorised.
+inline uint32_t select_bits(bool condition, uint32_t a, uint32_t b) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (a & mask) | (b & ~mask);
+}
+
+// IEEE half: 1 sign, 5 exponent (bias 15), 10 mantissa bits; subnormals, infinities and NaN included. Both directions compute
+// every case and select, so that loops over them vectorise.
 inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 0x1fu;
-  const uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 0x1f) return float_from_bits(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return float_from_bits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
-  // Zero or subnormal: mantissa * 2^-24, exact in float32.
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-  return float_from_bits(sign | float_bits(magnitude));
+  const uint32_t magnitude = h & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;  // infinities and NaN
+  const uint32_t subnormal = float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);  // exact
+  const uint32_t finite = select_bits(magnitude >= 0x400u, normal, subnormal);
+  return float_from_bits(sign | select_bits(magnitude >= 0x7c00u, special, finite));
 }
 
 // Values of magnitude >= 65520 become infinity.
 inline uint16_t f32_to_f16(float x) {
   const uint32_t u = float_bits(x);
-  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  const uint32_t sign = (u >> 16) & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {
-    // Subnormal half: adding 0.5 in float32 leaves round-to-even(x * 2^24) in the low mantissa bits.
-    const float shifted = float_from_bits(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (float_bits(shifted) - 0x3f000000u));
-  }
-  const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
-  return static_cast<uint16_t>(sign | (rounded >> 13));
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal half: adding 0.5 in float32 leaves round-to-even(x * 2^24) in the low mantissa bits.
+  const uint32_t subnormal = float_bits(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t special = select_bits(magnitude > 0x7f800000u, 0x7e00u | ((magnitude >> 13) & 0x3ffu), 0x7c00u);
+  const uint32_t finite = select_bits(magnitude < 0x38800000u, subnormal, normal);
+  return static_cast<uint16_t>(sign | select_bits(magnitude >= 0x477ff000u, special, finite));
 }
 
 }  // namespace qat
