@@ -150,8 +150,11 @@ std::vector<float> rope_frequencies(const ModelConfig& config, const LayerConfig
   std::vector<float> frequencies(pairs, 0.0f);
   for (size_t i = 0; i < pairs; ++i) {
     if (divisors[i] == 0.0) continue;
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(layer.head_dim);
-    frequencies[i] = static_cast<float>(std::pow(rope.theta, exponent) / divisors[i] / rope.linear_factor);
+    // The power is rounded to float before its reciprocal is taken, as PyTorch does it: the last bit of a frequency is visible
+    // in the logits of a long sequence.
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(layer.head_dim);
+    const float frequency = 1.0f / static_cast<float>(std::pow(rope.theta, exponent));
+    frequencies[i] = static_cast<float>(static_cast<double>(frequency) / divisors[i] / rope.linear_factor);
   }
   return frequencies;
 }

@@ -76,7 +76,7 @@ ModelConfig model_config_from_gguf(const GgufFile& file);
 void finish_model_config(ModelConfig* config, const std::string& origin);
 
 // Inverse frequencies of the head_dim/2 pairs of a layer, in radians per position (0 = does not rotate);
-// computed in double, rounded once to float as transformers does.
+// float32 with the roundings of transformers.
 std::vector<float> rope_frequencies(const ModelConfig& config, const LayerConfig& layer);
 // The divisors llama.cpp wants in rope_freqs.weight (1.0 = unchanged, 1e30 = does not rotate, Llama 3's factors);
 // empty when the model needs none.

@@ -207,7 +207,7 @@ torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& we
   std::vector<torch::Tensor> ple(config.layers.size());
   if (config.ple > 0) ple = per_layer_inputs(config, weights.global, ids, h);
   std::vector<torch::Tensor> keys(config.layers.size()), values(config.layers.size());
-  if (options.hidden != nullptr) options.hidden->push_back(h);
+  if (options.residual_hook) h = options.residual_hook(0, h);
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const LayerConfig& layer = config.layers[i];
     const auto source = static_cast<size_t>(layer.kv_source);
@@ -218,7 +218,7 @@ torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& we
     h = out.h;
     keys[i] = out.k;
     values[i] = out.v;
-    if (options.hidden != nullptr) options.hidden->push_back(h);
+    if (options.residual_hook) h = options.residual_hook(i + 1, h);
   }
   return rms_norm(h, weights.global[Role::output_norm], config.eps, config.norm_plus_one);
 }

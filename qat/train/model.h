@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -88,8 +89,9 @@ struct Positions {
 Positions make_positions(const ModelConfig& config, int64_t length, torch::Device device);
 
 struct ForwardOptions {
-  bool gradient_checkpointing = false;             // keep only the layers' inputs, compute the rest again in the backward pass
-  std::vector<torch::Tensor>* hidden = nullptr;    // when set: the embedding and each layer's output, for tests
+  bool gradient_checkpointing = false;  // keep only the layers' inputs, compute the rest again in the backward pass
+  // When set: sees the embedding (index 0) and the output of layer i (index i + 1), and returns what the next layer gets.
+  std::function<torch::Tensor(size_t index, const torch::Tensor& hidden)> residual_hook;
 };
 
 // ids: (batch, length) int64, all < vocab. Returns the final normalized hidden states (batch, length, hidden); logits are
