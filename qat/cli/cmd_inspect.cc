@@ -1,1 +1,176 @@
-#include "format/error.h"
+// qat inspect: what is in a file or directory, tensor by tensor, with bits per weight.
+#include <algorithm>
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "format/safetensors.h"
+#include "qat/cli/commands.h"
+#include "qat/cli/summary.h"
+#include "qat/progress.h"
+
+namespace qat {
+namespace {
+
+struct InspectOptions {
+  std::string path;
+  bool tensors = true, metadata = false, json = false;
+};
+
+double bits(uint64_t bytes, uint64_t weights) { return Totals{1, weights, bytes}.bits_per_weight(); }
+
+const char* kind_text(const std::string& kind) {
+  if (kind == "gguf") return "GGUF file";
+  if (kind == "hf_directory") return "Hugging Face directory";
+  return kind == "quantized_checkpoint" ? "quantized checkpoint" : "safetensors";
+}
+
+// "64", or "64 (layers 0-2), 128 (layers 3-5)": a number per layer, as runs.
+template <class F>
+std::string per_layer(const ModelConfig& config, F&& value) {
+  struct Run {
+    int64_t value;
+    std::vector<std::string> ranges;
+  };
+  std::vector<Run> runs;
+  const size_t n = config.layers.size();
+  for (size_t begin = 0, end; begin < n; begin = end) {
+    end = begin + 1;
+    const int64_t v = value(config.layers[begin]);
+    while (end < n && value(config.layers[end]) == v) ++end;
+    const std::string range = std::to_string(begin) + (end - begin > 1 ? "-" + std::to_string(end - 1) : "");
+    auto run = std::find_if(runs.begin(), runs.end(), [&](const Run& r) { return r.value == v; });
+    if (run == runs.end()) run = runs.insert(runs.end(), Run{v, {}});
+    run->ranges.push_back(range);
+  }
+  if (runs.size() == 1) return std::to_string(runs[0].value);
+  std::string text;
+  for (const Run& run : runs) {
+    text += (text.empty() ? "" : ", ") + std::to_string(run.value) + " (layer" + (run.ranges.size() == 1 ? " " : "s ");
+    for (size_t i = 0; i < run.ranges.size(); ++i) text += (i == 0 ? "" : " ") + run.ranges[i];
+    text += ")";
+  }
+  return text;
+}
+
+// Label and text of what the configuration says.
+std::vector<std::pair<std::string, std::string>> config_rows(const ModelConfig& c) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  const auto add = [&](const char* label, const std::string& text) { rows.emplace_back(label, text); };
+  const auto sliding = std::count_if(c.layers.begin(), c.layers.end(), [](const LayerConfig& l) { return l.sliding; });
+  add("architecture", arch_name(c.arch));
+  std::string layers = std::to_string(c.layers.size());
+  if (sliding > 0) layers += " (" + std::to_string(sliding) + " see " + std::to_string(c.sliding_window) + " tokens)";
+  if (c.kv_shared_layers > 0) layers += ", the last " + std::to_string(c.kv_shared_layers) + " without K/V of their own";
+  add("layers", layers);
+  add("hidden", std::to_string(c.hidden));
+  add("feed-forward", per_layer(c, [](const LayerConfig& l) { return l.ffn; }));
+  add("heads", std::to_string(c.heads));
+  add("K/V heads", per_layer(c, [](const LayerConfig& l) { return l.kv_heads; }));
+  add("head size", per_layer(c, [](const LayerConfig& l) { return l.head_dim; }));
+  if (c.ple > 0) add("per-layer input", std::to_string(c.ple));
+  add("vocabulary", std::to_string(c.vocab) + (c.tied ? ", output tied to the embedding" : ""));
+  add("context", std::to_string(c.context));
+  return rows;
+}
+
+void print_row(const std::string& label, const std::string& text) { std::printf("%-16s %s\n", label.c_str(), text.c_str()); }
+
+void print_types(const ModelSummary& summary) {
+  std::printf("\n%-6s %8s %14s %14s %12s\n", "type", "tensors", "weights", "bytes", "bits/weight");
+  for (const auto& [type, t] : summary.totals_by_type()) {
+    std::printf("%-6s %8llu %14llu %14llu %12.3f\n", type.c_str(), static_cast<unsigned long long>(t.tensors),
+                static_cast<unsigned long long>(t.weights), static_cast<unsigned long long>(t.bytes), t.bits_per_weight());
+  }
+}
+
+void print_tensors(const ModelSummary& summary) {
+  size_t name_width = 6, shape_width = 5;
+  for (const TensorSummary& t : summary.tensors) {
+    name_width = std::max(name_width, t.name.size());
+    shape_width = std::max(shape_width, shape_text(t.shape).size());
+  }
+  const int names = static_cast<int>(name_width), shapes = static_cast<int>(shape_width);
+  std::printf("\n%-*s  %-*s  %-6s %14s %12s\n", names, "tensor", shapes, "shape", "type", "bytes", "bits/weight");
+  for (const TensorSummary& t : summary.tensors) {
+    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, t.name.c_str(), shapes, shape_text(t.shape).c_str(), dtype_name(t.dtype),
+                static_cast<unsigned long long>(t.bytes), bits(t.bytes, t.weights));
+  }
+}
+
+void print_summary(const ModelSummary& summary, const InspectOptions& options) {
+  const Totals totals = summary.totals();
+  print_row("path", summary.path);
+  print_row("kind", kind_text(summary.kind));
+  if (summary.config) {
+    for (const auto& [label, text] : config_rows(*summary.config)) print_row(label, text);
+  }
+  char size[96];
+  std::snprintf(size, sizeof size, "%llu weights in %llu tensors", static_cast<unsigned long long>(totals.weights), static_cast<unsigned long long>(totals.tensors));
+  print_row("tensors", size);
+  std::snprintf(size, sizeof size, "%s on disk, %.3f bits per weight", bytes_text(summary.file_bytes).c_str(), totals.bits_per_weight());
+  print_row("size", size);
+  if (options.metadata) std::printf("\n");
+  for (const auto& [key, value] : options.metadata ? summary.metadata : decltype(summary.metadata){}) std::printf("%s = %s\n", key.c_str(), value.c_str());
+  print_types(summary);
+  if (options.tensors) print_tensors(summary);
+}
+
+using Json = nlohmann::ordered_json;
+
+Json totals_json(const Totals& t) {
+  return {{"tensors", t.tensors}, {"weights", t.weights}, {"bytes", t.bytes}, {"bits_per_weight", t.bits_per_weight()}};
+}
+
+Json config_json(const ModelConfig& c) {
+  Json json = {{"architecture", arch_name(c.arch)}, {"layers", c.layers.size()}, {"hidden", c.hidden}, {"heads", c.heads},
+               {"vocab", c.vocab}, {"context", c.context}, {"tied", c.tied}};
+  for (const LayerConfig& l : c.layers) {
+    json["per_layer"].push_back({{"sliding", l.sliding}, {"ffn", l.ffn}, {"kv_heads", l.kv_heads}, {"head_dim", l.head_dim}, {"kv_source", l.kv_source}});
+  }
+  return json;
+}
+
+Json summary_json(const ModelSummary& summary, const InspectOptions& options) {
+  Json json = {{"path", summary.path}, {"kind", summary.kind}};
+  if (summary.config) json["config"] = config_json(*summary.config);
+  json["notices"] = summary.notices;
+  json["file_bytes"] = summary.file_bytes;
+  json.update(totals_json(summary.totals()));
+  for (const auto& [type, t] : summary.totals_by_type()) json["types"][type] = totals_json(t);
+  if (options.metadata) {
+    json["metadata"] = Json::object();
+    for (const auto& [key, value] : summary.metadata) json["metadata"][key] = value;
+  }
+  if (options.tensors) {
+    json["tensor_list"] = Json::array();
+    for (const TensorSummary& t : summary.tensors) {
+      json["tensor_list"].push_back({{"name", t.name}, {"type", dtype_name(t.dtype)}, {"shape", t.shape}, {"weights", t.weights}, {"bytes", t.bytes},
+                                     {"bits_per_weight", bits(t.bytes, t.weights)}});
+    }
+  }
+  return json;
+}
+
+void run_inspect(const InspectOptions& options) {
+  const ModelSummary summary = summarize(options.path);
+  for (const std::string& notice : summary.notices) std::fprintf(stderr, "%s\n", notice.c_str());
+  if (options.json) std::printf("%s\n", summary_json(summary, options).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+  else print_summary(summary, options);
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app) {
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command = app.add_subcommand("inspect", "What is in a file or directory");
+  command->add_option("MODEL", options->path, "GGUF file, Hugging Face directory, quantized checkpoint, or any safetensors file")->required();
+  command->add_flag("--tensors,!--no-tensors", options->tensors, "The table of tensors (it is there unless --no-tensors)");
+  command->add_flag("--metadata", options->metadata, "Also the metadata of a GGUF or safetensors file");
+  command->add_flag("--json", options->json, "Print JSON: path, kind, config, totals, types, tensor_list");
+  command->footer("Example:\n  qat inspect gemma-q4_0.gguf --metadata --no-tensors");
+  command->callback([options] { run_inspect(*options); });
+}
+
+}  // namespace qat

@@ -1,1 +1,150 @@
+#include "qat/cli/options.h"
+
+#include <unistd.h>
+
+#include <charconv>
+#include <csignal>
+#include <filesystem>
+#include <sstream>
+
+#include <CLI/CLI.hpp>
+
 #include "format/error.h"
+#include "format/file_io.h"
+
+namespace qat {
+namespace fs = std::filesystem;
+namespace {
+
+volatile std::sig_atomic_t g_signal = 0;
+
+extern "C" void note_signal(int signal) { g_signal = signal; }
+
+void set_handler(void (*handler)(int), int flags) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+std::string expected(const std::string& what, const std::string& found) { return "expected " + what + ", found \"" + found + "\""; }
+
+// Shortest decimal text: "0.95", "100".
+std::string plain(double x) {
+  std::ostringstream text;
+  text << x;
+  return text.str();
+}
+
+}  // namespace
+
+ValueCheck whole_number(int64_t min, int64_t max) {
+  return [min, max](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool whole = error == std::errc() && end == text.data() + text.size();
+    if (whole && value >= min && value <= max) return "";
+    const bool bounded = max != std::numeric_limits<int64_t>::max();
+    return expected(bounded ? "a whole number from " + std::to_string(min) + " to " + std::to_string(max) : "a whole number, at least " + std::to_string(min), text);
+  };
+}
+
+ValueCheck number(double min, double max) {
+  return [min, max](const std::string& text) -> std::string {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool all = error == std::errc() && end == text.data() + text.size();
+    if (all && value >= min && value <= max) return "";
+    return expected("a number from " + plain(min) + " to " + plain(max), text);
+  };
+}
+
+ValueCheck one_of(std::vector<std::string> names) {
+  return [names = std::move(names)](const std::string& text) -> std::string {
+    std::string all;
+    for (const std::string& name : names) {
+      if (name == text) return "";
+      all += (all.empty() ? "" : ", ") + name;
+    }
+    return expected(all, text);
+  };
+}
+
+void add_engine_options(CLI::App& command, EngineOptions& options, bool reference) {
+  command.add_option("--threads", options.threads, "Processor threads; 0: all")->check(whole_number(0, 4096))->type_name("N");
+  if (reference) command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
+}
+
+DType grid_from_name(const std::string& name, const std::string& flag) {
+  const DTypeInfo* info = find_dtype_by_name(name);
+  if (info == nullptr || !is_grid(info->id)) fail(flag, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
+  return info->id;
+}
+
+Plan make_plan(const PlanOptions& options) {
+  Plan plan = plan_from_name(options.name);
+  for (const std::string& rule : options.rules) {
+    const size_t equals = rule.rfind('=');
+    if (equals == std::string::npos || equals == 0) fail("--tensor-type: expected PATTERN=TYPE, found \"", rule, "\"");
+    plan.rules.push_back({rule.substr(0, equals), grid_from_name(rule.substr(equals + 1), "--tensor-type " + rule)});
+  }
+  plan.has_embedding_type = !options.embedding_type.empty();
+  if (plan.has_embedding_type) plan.embedding_type = grid_from_name(options.embedding_type, "--token-embedding-type");
+  plan.has_output_type = !options.output_type.empty();
+  if (plan.has_output_type) plan.output_type = grid_from_name(options.output_type, "--output-tensor-type");
+  plan.pure = options.pure;
+  return plan;
+}
+
+RunningModel run_model(const std::string& path, const EngineOptions& options) {
+  RunningModel model;
+  model.path = path;
+  Weights weights = load_weights(path);
+  model.tokenizer = load_tokenizer(path);
+  if (model.tokenizer->vocab_size() != weights.config.vocab) {
+    fail(path, ": the tokenizer has ", model.tokenizer->vocab_size(), " tokens, the model has ", weights.config.vocab);
+  }
+  model.engine = std::make_unique<Engine>(std::move(weights), options);
+  return model;
+}
+
+std::string read_text(const std::string& path) {
+  std::string text = read_file(path, size_t{1} << 34);
+  if (text.empty()) fail(path, ": the text is empty");
+  return text;
+}
+
+void check_output_directory(const std::string& path, const std::string& marker) {
+  if (path.empty()) fail("--out: expected a directory, found \"\"");
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return;
+  if (!fs::is_directory(path, ignored)) fail(path, ": expected a directory to write, found a file");
+  if (fs::is_empty(path, ignored)) return;
+  if (!marker.empty() && fs::exists(fs::path(path) / marker, ignored)) return;
+  fail(path, ": the directory exists and is not empty", marker.empty() ? "" : " (and holds no " + marker + ")",
+       "; it is not replaced: remove it, or choose another --out");
+}
+
+void check_output_file(const std::string& path) {
+  if (path.empty()) fail("--out: expected a file, found \"\"");
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) fail(path, ": expected a file to write, found a directory");
+  const fs::path parent = fs::path(path).parent_path();
+  const std::string directory = parent.empty() ? "." : parent.string();
+  if (!fs::is_directory(directory, ignored)) fail(path, ": its directory ", directory, " does not exist");
+  if (access(directory.c_str(), W_OK) != 0) fail(path, ": its directory ", directory, " is not writable");
+}
+
+InterruptGuard::InterruptGuard() {
+  g_signal = 0;
+  set_handler(note_signal, static_cast<int>(SA_RESETHAND));
+}
+InterruptGuard::~InterruptGuard() { set_handler(SIG_DFL, 0); }
+
+void throw_if_interrupted() {
+  if (g_signal != 0) throw Interrupted{g_signal};
+}
+
+}  // namespace qat

@@ -1,0 +1,76 @@
+// What several commands share: options spelled alike everywhere, running a model, reading texts, writing over things, Ctrl-C.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "format/plan.h"
+#include "inference/engine.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace qat {
+
+// --- Options ---
+
+// Checks for CLI11 whose errors say what was expected and what was found.
+using ValueCheck = std::function<std::string(const std::string&)>;
+ValueCheck whole_number(int64_t min, int64_t max = std::numeric_limits<int64_t>::max());
+ValueCheck number(double min, double max);
+ValueCheck one_of(std::vector<std::string> names);
+
+// --threads, and --reference where results may be wanted from the plain loops.
+void add_engine_options(CLI::App& command, EngineOptions& options, bool reference);
+
+// The flags that shape a plan, as `qat quantize` and llama-quantize spell them.
+struct PlanOptions {
+  std::string name;                         // --plan
+  std::vector<std::string> rules;           // "PATTERN=TYPE"
+  std::string embedding_type, output_type;  // empty: the plan's
+  bool pure = false;
+};
+// Throws Error naming the flag, what it may be and what it was.
+Plan make_plan(const PlanOptions& options);
+DType grid_from_name(const std::string& name, const std::string& flag);
+
+// --- Models and texts ---
+
+// A model ready to run, with its tokenizer. Refuses a pair whose sizes differ.
+struct RunningModel {
+  std::string path;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Engine> engine;
+};
+RunningModel run_model(const std::string& path, const EngineOptions& options);
+
+std::string read_text(const std::string& path);  // throws Error when it is empty
+
+// --- Writing ---
+
+// Refuses, before any work is done, to replace a directory that is not empty and does not hold `marker` (a file that this
+// command writes; "": none is replaced).
+void check_output_directory(const std::string& path, const std::string& marker);
+void check_output_file(const std::string& path);  // its directory exists and takes files
+
+// --- Ctrl-C ---
+
+// While one lives, the first SIGINT or SIGTERM only raises a flag, and throw_if_interrupted() ends the command by an exception, so that
+// half-written files are removed on the way out. A second signal kills.
+class InterruptGuard {
+ public:
+  InterruptGuard();
+  ~InterruptGuard();
+};
+struct Interrupted {
+  int signal = 0;
+};
+void throw_if_interrupted();  // throws Interrupted
+
+}  // namespace qat
