@@ -350,6 +350,8 @@ Json parse(const std::string& text, const std::string& origin) {
     return Json::parse(text);
   } catch (const Json::parse_error& error) {
     fail(origin, ": byte ", error.byte, ": expected valid JSON, found something else");
+  } catch (const Json::exception& error) {
+    fail(origin, ": expected valid JSON, found: ", printable(error.what()));
   }
 }
 
