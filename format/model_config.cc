@@ -9,7 +9,7 @@
 namespace qat {
 namespace {
 
-constexpr double kTwoPi = 6.283185307179586476925286766559;
+constexpr float kTwoPi = 6.2831853f;
 constexpr float kNoRotation = 1e30f;  // llama.cpp's divisor for pairs that do not rotate
 
 // Bounds far beyond any model, close enough that products of three sizes fit 64 bits.
@@ -82,28 +82,27 @@ void share_kv(ModelConfig* c, const std::string& origin) {
   }
 }
 
-// Divisor of each pair's frequency that the rotary scheme implies, 0 where the pair does not rotate. Linear scaling is not
-// part of it: llama.cpp keeps that in metadata.
-std::vector<double> scheme_divisors(const RopeConfig& rope, int64_t head_dim) {
-  const int64_t pairs = head_dim / 2;
-  std::vector<double> divisors(static_cast<size_t>(pairs), 1.0);
-  // As transformers: the product is cut to a whole number of pairs.
-  const int64_t rotating = static_cast<int64_t>(std::floor(rope.partial * static_cast<double>(head_dim) / 2));
-  for (int64_t i = rotating; i < pairs; ++i) divisors[static_cast<size_t>(i)] = 0.0;
-  if (!rope.llama3) return divisors;
+// Pairs of the head that rotate; the product is cut to a whole number, as transformers and llama.cpp's converter do.
+size_t rotating_pairs(const RopeConfig& rope, int64_t head_dim) {
+  return static_cast<size_t>(rope.partial * static_cast<double>(head_dim) / 2);
+}
+
+// theta^(-2i / head_dim). The power is rounded to float before its reciprocal is taken, as PyTorch does it: the last bit of a
+// frequency is visible in the logits of a long sequence.
+float base_frequency(const RopeConfig& rope, size_t i, int64_t head_dim) {
+  const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
+  return 1.0f / static_cast<float>(std::pow(rope.theta, static_cast<double>(exponent)));
+}
+
+// Llama 3: the share of the unscaled frequency in the mixture with the one divided by `factor`: 1 for short waves, 0 for long
+// ones. In float, in the order of operations of transformers and of llama.cpp's converter, so that the results have their bits.
+float llama3_share(const RopeConfig& rope, float frequency) {
   const double context = static_cast<double>(rope.original_context);
-  for (int64_t i = 0; i < rotating; ++i) {
-    const double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-    const double wavelength = kTwoPi / frequency;
-    double& divisor = divisors[static_cast<size_t>(i)];
-    if (wavelength > context / rope.low_freq_factor) {
-      divisor = rope.factor;
-    } else if (wavelength >= context / rope.high_freq_factor) {
-      const double smooth = (context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
-      divisor = 1.0 / ((1.0 - smooth) / rope.factor + smooth);
-    }
-  }
-  return divisors;
+  const float wavelength = (1.0f / frequency) * kTwoPi;
+  if (wavelength < static_cast<float>(context / rope.high_freq_factor)) return 1.0f;
+  if (wavelength > static_cast<float>(context / rope.low_freq_factor)) return 0.0f;
+  const float waves = (1.0f / wavelength) * static_cast<float>(context);
+  return (waves - static_cast<float>(rope.low_freq_factor)) / static_cast<float>(rope.high_freq_factor - rope.low_freq_factor);
 }
 
 }  // namespace
@@ -141,20 +140,17 @@ void finish_model_config(ModelConfig* config, const std::string& origin) {
 
 std::vector<float> rope_frequencies(const ModelConfig& config, const LayerConfig& layer) {
   const RopeConfig& rope = layer.sliding ? config.rope_sliding : config.rope_full;
-  const size_t pairs = static_cast<size_t>(layer.head_dim / 2);
-  std::vector<double> divisors = scheme_divisors(rope, layer.head_dim);
-  if (!rope.divisors.empty()) {
-    QAT_CHECK(rope.divisors.size() == pairs);
-    for (size_t i = 0; i < pairs; ++i) divisors[i] = rope.divisors[i] >= kNoRotation ? 0.0 : static_cast<double>(rope.divisors[i]);
-  }
-  std::vector<float> frequencies(pairs, 0.0f);
-  for (size_t i = 0; i < pairs; ++i) {
-    if (divisors[i] == 0.0) continue;
-    // The power is rounded to float before its reciprocal is taken, as PyTorch does it: the last bit of a frequency is visible
-    // in the logits of a long sequence.
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(layer.head_dim);
-    const float frequency = 1.0f / static_cast<float>(std::pow(rope.theta, exponent));
-    frequencies[i] = static_cast<float>(static_cast<double>(frequency) / divisors[i] / rope.linear_factor);
+  std::vector<float> frequencies(static_cast<size_t>(layer.head_dim / 2), 0.0f);
+  QAT_CHECK(rope.divisors.empty() || rope.divisors.size() == frequencies.size());
+  for (size_t i = 0; i < rotating_pairs(rope, layer.head_dim); ++i) {
+    float frequency = base_frequency(rope, i, layer.head_dim);
+    if (!rope.divisors.empty()) {
+      frequency = rope.divisors[i] >= kNoRotation ? 0.0f : frequency / rope.divisors[i];
+    } else if (rope.llama3) {
+      const float share = llama3_share(rope, frequency);
+      frequency = (1.0f - share) * frequency / static_cast<float>(rope.factor) + share * frequency;
+    }
+    frequencies[i] = frequency / static_cast<float>(rope.linear_factor);
   }
   return frequencies;
 }
@@ -166,9 +162,12 @@ std::vector<float> rope_divisors(const ModelConfig& config) {
   if (!rope.llama3 && rope.partial == 1.0 && config.arch != Arch::gemma4) return {};
   const auto full = std::find_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return !l.sliding; });
   if (full == config.layers.end()) return {};
-  std::vector<float> divisors;
-  for (const double divisor : scheme_divisors(rope, full->head_dim))
-    divisors.push_back(divisor == 0.0 ? kNoRotation : static_cast<float>(divisor));
+  std::vector<float> divisors(static_cast<size_t>(full->head_dim / 2), kNoRotation);
+  const float factor = static_cast<float>(rope.factor);
+  for (size_t i = 0; i < rotating_pairs(rope, full->head_dim); ++i) {
+    const float share = rope.llama3 ? llama3_share(rope, base_frequency(rope, i, full->head_dim)) : 1.0f;
+    divisors[i] = share == 0.0f ? factor : 1.0f / ((1.0f - share) / factor + share);
+  }
   return divisors;
 }
 
