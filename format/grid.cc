@@ -107,8 +107,11 @@ bool is_grid(DType type) {
 bool has_codes(DType type) { return type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K; }
 
 BlockQ4_0 encode_q4_0(const float* x) {
-  const float d = extreme_of(x) / -8.0f;
-  return pack_q4_0(x, reciprocal(d), f32_to_f16(d));
+  const float d = extreme_of(x) / -8.0f, inverse = reciprocal(d);
+  BlockQ4_0 block = pack_q4_0(x, inverse, f32_to_f16(d));
+  // All values are zero then, whatever the codes; these are the ones that ggml writes.
+  if (d != 0.0f && inverse == 0.0f) std::memset(block.qs, 0, sizeof block.qs);
+  return block;
 }
 
 BlockQ4_0 encode_q4_0_with_scale(const float* x, float d) {
