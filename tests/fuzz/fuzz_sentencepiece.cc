@@ -1,0 +1,10 @@
+#include "format/tokenizer.h"
+#include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  return qat::run_target([&] {
+    const auto tokenizer = qat::tokenizer_from_sentencepiece_bytes({data, size}, "tokenizer.model", 2000);
+    tokenizer->decode(tokenizer->encode_with_bos(qat::kFuzzText));
+    tokenizer->to_gguf("llama");
+  });
+}
