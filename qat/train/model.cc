@@ -10,10 +10,6 @@
 namespace qat {
 namespace {
 
-TensorsByRole& place_of(ForwardWeights& weights, const TensorInfo& info) {
-  return info.layer < 0 ? weights.global : weights.layers[static_cast<size_t>(info.layer)];
-}
-
 // Rows of a table scaled: (batch, length, width). As in transformers, the padding token's row gets no gradient from here.
 torch::Tensor embed(const torch::Tensor& table, const torch::Tensor& ids, int64_t padding_id, double scale) {
   const torch::Tensor rows = torch::embedding(table, ids, padding_id);
@@ -156,30 +152,28 @@ ForwardWeights Model::forward_weights() const {
   weights.layers.resize(config_.layers.size());
   for (const Parameter& parameter : parameters_) {
     const torch::Tensor master = parameter.master.detach();
-    place_of(weights, parameter.info)[parameter.info.role] =
-        parameter.grid == DType::F32 ? master : fake_quantize(master, parameter.grid);
+    weights.at(parameter.info) = parameter.grid == DType::F32 ? master : fake_quantize(master, parameter.grid);
   }
   return weights;
 }
 
-StepWeights::StepWeights(Model& model) : model_(model) {
+StepWeights::StepWeights(Model& model) {
   forward_.layers.resize(model.config().layers.size());
   for (Parameter& parameter : model.parameters()) {
-    Quantized q;
-    if (!parameter.trained || parameter.grid == DType::F32) {
-      q.leaf = parameter.master;  // nothing to round: the forward pass uses the master itself
-    } else {
-      q.value = fake_quantize(parameter.master, parameter.grid);
-      q.leaf = q.value.detach().requires_grad_();
+    torch::Tensor& used = forward_.at(parameter.info);
+    if (parameter.grid == DType::F32) {
+      used = parameter.master;  // nothing to round: the forward pass uses the master itself
+      continue;
     }
-    place_of(forward_, parameter.info)[parameter.info.role] = q.leaf;
-    quantized_.push_back(std::move(q));
+    const torch::Tensor value = fake_quantize(parameter.master, parameter.grid);
+    used = value.detach().requires_grad_(parameter.trained);
+    if (parameter.trained) quantized_.push_back({value, used});
   }
 }
 
 void StepWeights::backward() {
   for (Quantized& q : quantized_) {
-    if (!q.value.defined() || !q.leaf.grad().defined()) continue;
+    if (!q.leaf.grad().defined()) continue;
     torch::autograd::backward({q.value}, {q.leaf.grad()});
     q.leaf.mutable_grad().reset();
   }

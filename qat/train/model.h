@@ -28,6 +28,8 @@ class TensorsByRole {
 struct ForwardWeights {
   TensorsByRole global;
   std::vector<TensorsByRole> layers;
+  torch::Tensor& at(const TensorInfo& info) { return (info.layer < 0 ? global : layers[static_cast<size_t>(info.layer)])[info.role]; }
+  const torch::Tensor& at(const TensorInfo& info) const { return const_cast<ForwardWeights*>(this)->at(info); }
   // (vocab, hidden): the embedding when the head is tied.
   const torch::Tensor& head() const { return global[Role::output].defined() ? global[Role::output] : global[Role::token_embedding]; }
 };
@@ -75,8 +77,7 @@ class StepWeights {
     torch::Tensor value;  // fake_quantize(master), in the graph of the master
     torch::Tensor leaf;   // the same memory, a leaf: what the forward pass uses
   };
-  Model& model_;
-  std::vector<Quantized> quantized_;  // in parameter order; empty tensors for untrained ones
+  std::vector<Quantized> quantized_;
   ForwardWeights forward_;
 };
 

@@ -1,0 +1,349 @@
+#include "qat/train/trainer.h"
+
+#include <ATen/Context.h>
+#include <dlfcn.h>
+#include <torch/cuda.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "format/error.h"
+#include "format/file_io.h"
+#include "qat/progress.h"
+#include "qat/train/data.h"
+#include "qat/train/losses.h"
+#include "qat/train/metrics.h"
+#include "qat/train/results.h"
+#include "qat/train/run_state.h"
+
+namespace qat {
+namespace fs = std::filesystem;
+
+volatile std::sig_atomic_t g_stop_signal = 0;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// --- Settings of the process ---
+
+// LibTorch sets its own threads only; OpenBLAS keeps a pool beside them, and how it splits a product decides the last bits.
+int64_t set_threads(int64_t wanted) {
+  const int64_t threads = wanted > 0 ? wanted : std::max<int64_t>(1, std::thread::hardware_concurrency());
+  at::set_num_threads(static_cast<int>(threads));
+  using SetThreads = void (*)(int);
+  if (const auto set = reinterpret_cast<SetThreads>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) set(static_cast<int>(threads));
+  return threads;
+}
+
+torch::Device open_device(const std::string& name) {
+  const torch::Device device(name);
+  if (device.is_cpu()) return device;
+  if (!torch::cuda::is_available()) fail("device ", name, ": this LibTorch finds no CUDA device");
+  const int64_t count = torch::cuda::device_count();
+  if (device.has_index() && device.index() >= count) fail("device ", name, ": expected an index below ", count);
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  return device;
+}
+
+Plan plan_of(const Recipe& recipe) {
+  Plan plan = plan_from_name(recipe.plan);
+  const auto type = [](const std::string& name) { return find_dtype_by_name(name)->id; };  // names: validate_recipe()
+  for (const std::string& rule : recipe.rules) {
+    const size_t equals = rule.rfind('=');
+    plan.rules.push_back({rule.substr(0, equals), type(rule.substr(equals + 1))});
+  }
+  if (!recipe.embedding_type.empty()) {
+    plan.has_embedding_type = true;
+    plan.embedding_type = type(recipe.embedding_type);
+  }
+  if (!recipe.output_type.empty()) {
+    plan.has_output_type = true;
+    plan.output_type = type(recipe.output_type);
+  }
+  return plan;
+}
+
+// --- A batch ---
+
+struct Batch {
+  torch::Tensor ids;      // (sequences, length) int64
+  torch::Tensor targets;  // (sequences * length): the next token, -1 for the last of a sequence
+};
+
+Batch make_batch(const Sequences& sequences, const std::vector<int64_t>& rows, torch::Device device) {
+  const auto count = static_cast<int64_t>(rows.size());
+  torch::Tensor ids = torch::empty({count, sequences.length}, torch::kInt64);
+  int64_t* out = ids.data_ptr<int64_t>();
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t* row = sequences.row(rows[static_cast<size_t>(i)]);
+    std::copy(row, row + sequences.length, out + i * sequences.length);
+  }
+  const torch::Tensor none = torch::full({count, 1}, -1, torch::kInt64);
+  const torch::Tensor targets = torch::cat({ids.narrow(1, 1, sequences.length - 1), none}, 1).reshape(-1);
+  return {ids.to(device), targets.to(device)};
+}
+
+struct StepReport {
+  double loss = 0.0, kl = 0.0, ce = 0.0;  // means over the step's tokens
+  double gradient_norm = 0.0, lr = 0.0;
+};
+
+struct Evaluation {
+  double kl = 0.0;             // to the teacher, temperature 1, nats per token
+  double cross_entropy = 0.0;  // nats per token
+};
+
+// --- The run ---
+
+class Run {
+ public:
+  explicit Run(const TrainRequest& request);
+  TrainResult execute();
+
+ private:
+  void resume();
+  StepReport train_step(int64_t step);
+  HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids, const ForwardOptions& options) const;
+  // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
+  Evaluation evaluate(const Model& model, const ForwardWeights& weights, bool against_teacher) const;
+  void log_evaluation(ProgressBar& bar);
+  void check_finite(int64_t step, const StepReport& report) const;
+  std::string save();
+  void finish();
+
+  const TrainRequest& request_;
+  const Recipe& recipe_;
+  RunInfo info_;
+  torch::Device device_;
+  FloatCheckpoint source_;
+  Model model_;
+  Plan plan_;
+  std::map<std::string, PlanEntry> resolved_;
+  std::unique_ptr<Model> teacher_;
+  ForwardWeights teacher_weights_;
+  TrainingData data_;
+  DataOrder order_;
+  Positions positions_;
+  std::vector<torch::Tensor> trained_;
+  AdamW optimizer_;
+  std::unique_ptr<MetricsLog> metrics_;
+};
+
+std::vector<torch::Tensor> trained_masters(const Model& model) {
+  std::vector<torch::Tensor> trained;
+  for (const Parameter& p : model.parameters())
+    if (p.trained) trained.push_back(p.master);
+  return trained;
+}
+
+Run::Run(const TrainRequest& request)
+    : request_(request),
+      recipe_(request.recipe),
+      info_{0, request.recipe, 0, set_threads(request.recipe.threads)},
+      device_(open_device(recipe_.device)),
+      source_(recipe_.model),
+      model_(source_, device_),
+      plan_(plan_of(recipe_)),
+      resolved_(resolve_plan(plan_, model_.table(), source_.dtypes())),
+      data_(load_training_data(recipe_, model_.config())),
+      order_(data_.train.count(), recipe_.seed),
+      positions_(make_positions(model_.config(), recipe_.sequence, device_)),
+      trained_(trained_masters(model_)),
+      optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay}) {
+  for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
+  if (plan_.keep) {
+    for (auto& [name, entry] : resolved_) entry.grid = DType::F32;  // plain training: nothing is rounded
+  }
+  model_.apply_plan(resolved_);
+  info_.data_hash = data_.hash;
+  if (recipe_.kl > 0.0) {
+    const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
+    teacher_ = std::make_unique<Model>(checkpoint, device_);
+    if (teacher_->config().vocab != model_.config().vocab)
+      fail(checkpoint.directory(), ": teacher: expected the model's vocabulary of ", model_.config().vocab, ", found ", teacher_->config().vocab);
+    teacher_weights_ = teacher_->forward_weights();
+  }
+  resume();
+}
+
+// Without --resume an unfinished run is not thrown away; a finished one is.
+void Run::resume() {
+  fs::create_directories(recipe_.out);
+  std::vector<std::string> notices;
+  const std::string newest = newest_checkpoint(recipe_.out, &notices);
+  if (request_.resume) {
+    for (const std::string& notice : notices) std::fprintf(stderr, "skipped: %s\n", notice.c_str());
+    if (newest.empty()) {
+      std::fprintf(stderr, "%s: no checkpoint yet: starting from the beginning\n", recipe_.out.c_str());
+    } else {
+      const RunInfo saved = read_run_info(newest);
+      std::string conflicts;
+      for (const std::string& conflict : recipe_conflicts(saved.recipe, recipe_)) conflicts += (conflicts.empty() ? "" : "; ") + conflict;
+      if (!conflicts.empty()) fail(newest, ": a resumed run cannot change ", conflicts);
+      if (saved.data_hash != data_.hash) fail(newest, ": the training or evaluation data is not what this run began with: expected hash ", saved.data_hash, ", found ", data_.hash);
+      if (saved.threads != info_.threads)
+        std::fprintf(stderr, "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
+                     static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
+      load_run(newest, model_, optimizer_);
+      info_.step = saved.step;
+      std::fprintf(stderr, "resumed %s\n", newest.c_str());
+    }
+  } else if (!newest.empty()) {
+    const RunInfo saved = read_run_info(newest);
+    if (saved.step < saved.recipe.steps)
+      fail(recipe_.out, ": holds an unfinished run (step ", saved.step, " of ", saved.recipe.steps, "): go on with --resume, or remove ", recipe_.out, "/checkpoints");
+    fs::remove_all(recipe_.out + "/checkpoints");
+  }
+  metrics_ = std::make_unique<MetricsLog>(recipe_.out, info_.step);
+}
+
+HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids, const ForwardOptions& options) const {
+  const ModelConfig& config = model.config();
+  const torch::Tensor hidden = forward_hidden(config, weights, positions_, ids, options);
+  return {hidden.reshape({-1, config.hidden}), weights.head(), config.softcap};
+}
+
+StepReport Run::train_step(int64_t step) {
+  const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
+  ForwardOptions forward;
+  forward.gradient_checkpointing = recipe_.gradient_checkpointing;
+  const double share = 1.0 / static_cast<double>(recipe_.accumulate);
+  int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;
+  StepReport report;
+  StepWeights weights(model_);
+  for (int64_t round = 0; round < recipe_.accumulate; ++round) {
+    std::vector<int64_t> rows;
+    for (int64_t i = 0; i < recipe_.batch; ++i) rows.push_back(order_.at(position++));
+    const Batch batch = make_batch(data_.train, rows, device_);
+    HeadInput teacher;
+    if (teacher_ != nullptr) {
+      const torch::NoGradGuard no_grad;
+      teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+    }
+    const HeadInput student = run_model(model_, weights.forward(), batch.ids, forward);
+    const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
+    (losses.total * share).backward();
+    report.loss += losses.total.item<double>() * share;
+    report.kl += losses.kl * share;
+    report.ce += losses.cross_entropy * share;
+  }
+  weights.backward();
+  report.gradient_norm = gradient_norm(trained_);
+  report.lr = scheduled_lr(recipe_.lr, recipe_.min_lr_ratio, recipe_.warmup, recipe_.steps, step);
+  check_finite(step, report);
+  const bool clipped = recipe_.clip > 0.0 && report.gradient_norm > recipe_.clip;
+  optimizer_.step(report.lr, clipped ? recipe_.clip / report.gradient_norm : 1.0);
+  optimizer_.zero_grad();
+  return report;
+}
+
+void Run::check_finite(int64_t step, const StepReport& report) const {
+  if (std::isfinite(report.loss) && std::isfinite(report.gradient_norm)) return;
+  const bool in_loss = !std::isfinite(report.loss);
+  const std::string newest = newest_checkpoint(recipe_.out);
+  fail("step ", step, ": the ", in_loss ? "loss" : "gradient's norm", " is ", in_loss ? report.loss : report.gradient_norm, "; the last good checkpoint is ",
+       newest.empty() ? "the model itself (none was saved)" : newest, "; try a lower lr or clip");
+}
+
+Evaluation Run::evaluate(const Model& model, const ForwardWeights& weights, bool against_teacher) const {
+  const torch::NoGradGuard no_grad;
+  const LossOptions loss{1.0, 0.0, 1.0, recipe_.loss_chunk};
+  Evaluation sum;
+  const int64_t count = data_.eval.count();
+  for (int64_t begin = 0; begin < count; begin += recipe_.batch) {
+    std::vector<int64_t> rows;
+    for (int64_t i = begin; i < std::min(count, begin + recipe_.batch); ++i) rows.push_back(i);
+    const Batch batch = make_batch(data_.eval, rows, device_);
+    HeadInput teacher;
+    if (against_teacher) teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+    const Losses losses = head_losses(run_model(model, weights, batch.ids, {}), against_teacher ? &teacher : nullptr, batch.targets, loss);
+    const double share = static_cast<double>(rows.size()) / static_cast<double>(count);
+    sum.kl += losses.kl * share;
+    sum.cross_entropy += losses.cross_entropy * share;
+  }
+  return sum;
+}
+
+void Run::log_evaluation(ProgressBar& bar) {
+  const Evaluation now = evaluate(model_, model_.forward_weights(), teacher_ != nullptr);
+  MetricsLine line = {{"eval_ce", now.cross_entropy}, {"eval_perplexity", std::exp(now.cross_entropy)}};
+  char text[160];
+  std::snprintf(text, sizeof text, "step %6lld  held out: perplexity %.4f", static_cast<long long>(info_.step), std::exp(now.cross_entropy));
+  std::string shown = text;
+  if (teacher_ != nullptr) {
+    line["eval_kl"] = now.kl;
+    std::snprintf(text, sizeof text, ", KLD to the teacher %.5f", now.kl);
+    shown += text;
+  }
+  if (teacher_ != nullptr && info_.step == 0) {
+    const double teacher = std::exp(evaluate(*teacher_, teacher_weights_, false).cross_entropy);
+    line["eval_teacher_perplexity"] = teacher;
+    std::snprintf(text, sizeof text, " (whose perplexity is %.4f)", teacher);
+    shown += text;
+  }
+  metrics_->add(info_.step, line);
+  bar.print(shown);
+}
+
+std::string Run::save() { return save_run(info_, model_, optimizer_); }
+
+TrainResult Run::execute() {
+  const auto due = [&](int64_t every) { return every > 0 && info_.step % every == 0; };
+  const int64_t tokens_per_step = recipe_.batch * recipe_.accumulate * recipe_.sequence;
+  ProgressBar bar("train", recipe_.steps);
+  if (info_.step == 0) log_evaluation(bar);
+  double window_seconds = 0.0;
+  int64_t window_steps = 0;
+  while (info_.step < recipe_.steps) {
+    const Clock::time_point start = Clock::now();
+    const StepReport report = train_step(info_.step + 1);
+    ++info_.step;
+    window_seconds += seconds_since(start);
+    ++window_steps;
+    const double speed = static_cast<double>(window_steps * tokens_per_step) / window_seconds;
+    char text[120];
+    if (teacher_ != nullptr) std::snprintf(text, sizeof text, "loss %.4f  KLD %.4f  %.0f tokens/s", report.loss, report.kl, speed);
+    else std::snprintf(text, sizeof text, "loss %.4f  %.0f tokens/s", report.loss, speed);
+    bar.update(info_.step, text);
+    if (due(recipe_.log_every)) {
+      MetricsLine line = {{"loss", report.loss}, {"ce", report.ce}, {"lr", report.lr}, {"grad_norm", report.gradient_norm}, {"tokens_per_s", speed}};
+      if (teacher_ != nullptr) line["kl"] = report.kl;
+      metrics_->add(info_.step, line);
+      window_seconds = 0.0;
+      window_steps = 0;
+    }
+    if (due(recipe_.eval_every) || info_.step == recipe_.steps) log_evaluation(bar);
+    if (g_stop_signal != 0) return {info_.step, g_stop_signal, save()};
+    if (due(recipe_.checkpoint_every) || (recipe_.checkpoint_every > 0 && info_.step == recipe_.steps)) save();
+  }
+  bar.finish();
+  finish();
+  return {info_.step, 0, ""};
+}
+
+void Run::finish() {
+  if (!request_.dump_weights.empty()) write_forward_weights(model_, request_.dump_weights);
+  const std::string directory = recipe_.out + (plan_.keep ? "/hf" : "/quantized");
+  if (plan_.keep) write_hf(model_, source_, directory);
+  else write_quantized(model_, plan_, resolved_, source_.directory(), directory);
+  std::printf("%s: %s\n", plan_.keep ? "model" : "quantized checkpoint", directory.c_str());
+  std::printf("metrics: %s/metrics.jsonl, %s/tensorboard\n", recipe_.out.c_str(), recipe_.out.c_str());
+  if (plan_.keep) std::printf("next: qat quantize %s --plan q4_0 --out %s/quantized\n", directory.c_str(), recipe_.out.c_str());
+  else std::printf("next: qat export %s --format gguf --out model.gguf\n", directory.c_str());
+}
+
+}  // namespace
+
+TrainResult run_training(const TrainRequest& request) {
+  validate_recipe(request.recipe);
+  return Run(request).execute();
+}
+
+}  // namespace qat
