@@ -2,6 +2,7 @@
 
 #include <cfloat>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 
 #include "format/error.h"
@@ -89,6 +90,41 @@ void decode_blocks(const uint8_t* data, int64_t count, int block_size, float* ou
 template <class Encode>
 void fake_quantize_blocks(const float* x, int64_t count, int block_size, float* out, Encode encode) {
   for (int64_t i = 0; i < count; ++i) decode_block(encode(x + i * block_size), out + i * block_size);
+}
+
+// Codes of one block in element order.
+void unpack_codes(const BlockQ4_0& block, int8_t* codes) {
+  for (int j = 0; j < 16; ++j) {
+    codes[j] = static_cast<int8_t>((block.qs[j] & 15) - 8);
+    codes[j + 16] = static_cast<int8_t>((block.qs[j] >> 4) - 8);
+  }
+}
+void unpack_codes(const BlockQ8_0& block, int8_t* codes) { std::memcpy(codes, block.qs, sizeof block.qs); }
+void unpack_codes(const BlockQ6_K& block, int8_t* codes) { unpack_q6_k_codes(block, codes); }
+
+void pack_codes(const int8_t* codes, BlockQ4_0* block) {
+  for (int j = 0; j < 16; ++j) block->qs[j] = static_cast<uint8_t>((codes[j] + 8) | ((codes[j + 16] + 8) << 4));
+}
+void pack_codes(const int8_t* codes, BlockQ8_0* block) { std::memcpy(block->qs, codes, sizeof block->qs); }
+void pack_codes(const int8_t* codes, BlockQ6_K* block) { pack_q6_k_codes(codes, block); }
+
+template <class Block>
+void unpack_blocks(const uint8_t* data, size_t block_size, CodedRows* coded) {
+  for (size_t i = 0; i < coded->scales.size(); ++i) {
+    const Block block = load_block<Block>(data + i * sizeof(Block));
+    coded->scales[i] = block.d;
+    unpack_codes(block, coded->codes.data() + i * block_size);
+  }
+}
+
+template <class Block>
+void pack_blocks(const CodedRows& coded, size_t block_size, uint8_t* out) {
+  for (size_t i = 0; i < coded.scales.size(); ++i) {
+    Block block = {};
+    block.d = coded.scales[i];
+    pack_codes(coded.codes.data() + i * block_size, &block);
+    std::memcpy(out + i * sizeof block, &block, sizeof block);
+  }
 }
 
 void store_u16(uint8_t* out, int64_t i, uint16_t v) { std::memcpy(out + 2 * i, &v, 2); }
@@ -189,63 +225,35 @@ void fake_quantize_rows(DType grid, const float* x, int64_t rows, int64_t cols, 
 
 CodedRows unpack_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols) {
   QAT_CHECK(has_codes(grid) && cols % dtype_info(grid).block_size == 0);
-  const int64_t blocks = rows * cols / dtype_info(grid).block_size;
+  const size_t block_size = static_cast<size_t>(dtype_info(grid).block_size), count = static_cast<size_t>(rows * cols);
   CodedRows coded;
   coded.grid = grid;
   coded.rows = rows;
   coded.cols = cols;
-  coded.codes.resize(static_cast<size_t>(rows * cols));
-  coded.scales.resize(static_cast<size_t>(blocks));
-  if (grid == DType::Q6_K) coded.sub_scales.resize(static_cast<size_t>(blocks) * 16);
-  for (int64_t i = 0; i < blocks; ++i) {
-    int8_t* codes = coded.codes.data() + i * dtype_info(grid).block_size;
-    uint16_t& scale = coded.scales[static_cast<size_t>(i)];
-    if (grid == DType::Q4_0) {
-      const auto block = load_block<BlockQ4_0>(data + i * static_cast<int64_t>(sizeof(BlockQ4_0)));
-      scale = block.d;
-      for (int j = 0; j < 16; ++j) {
-        codes[j] = static_cast<int8_t>((block.qs[j] & 15) - 8);
-        codes[j + 16] = static_cast<int8_t>((block.qs[j] >> 4) - 8);
-      }
-    } else if (grid == DType::Q8_0) {
-      const auto block = load_block<BlockQ8_0>(data + i * static_cast<int64_t>(sizeof(BlockQ8_0)));
-      scale = block.d;
-      std::memcpy(codes, block.qs, sizeof block.qs);
-    } else {
-      const auto block = load_block<BlockQ6_K>(data + i * static_cast<int64_t>(sizeof(BlockQ6_K)));
-      scale = block.d;
-      std::memcpy(coded.sub_scales.data() + i * 16, block.scales, 16);
-      unpack_q6_k_codes(block, codes);
-    }
-  }
+  coded.codes.resize(count);
+  coded.scales.resize(count / block_size);
+  if (grid == DType::Q4_0) unpack_blocks<BlockQ4_0>(data, block_size, &coded);
+  if (grid == DType::Q8_0) unpack_blocks<BlockQ8_0>(data, block_size, &coded);
+  if (grid != DType::Q6_K) return coded;
+  unpack_blocks<BlockQ6_K>(data, block_size, &coded);
+  coded.sub_scales.resize(count / 16);
+  for (size_t i = 0; i < coded.scales.size(); ++i)
+    std::memcpy(coded.sub_scales.data() + 16 * i, data + i * sizeof(BlockQ6_K) + offsetof(BlockQ6_K, scales), 16);
   return coded;
 }
 
 void pack_rows(const CodedRows& coded, uint8_t* out) {
-  const int block_size = dtype_info(coded.grid).block_size;
-  const int64_t blocks = coded.rows * coded.cols / block_size;
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int8_t* codes = coded.codes.data() + i * block_size;
-    const uint16_t scale = coded.scales[static_cast<size_t>(i)];
-    if (coded.grid == DType::Q4_0) {
-      BlockQ4_0 block;
-      block.d = scale;
-      for (int j = 0; j < 16; ++j)
-        block.qs[j] = static_cast<uint8_t>((codes[j] + 8) | ((codes[j + 16] + 8) << 4));
-      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
-    } else if (coded.grid == DType::Q8_0) {
-      BlockQ8_0 block;
-      block.d = scale;
-      std::memcpy(block.qs, codes, sizeof block.qs);
-      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
-    } else {
-      BlockQ6_K block;
-      block.d = scale;
-      std::memcpy(block.scales, coded.sub_scales.data() + i * 16, 16);
-      pack_q6_k_codes(codes, &block);
-      std::memcpy(out + i * static_cast<int64_t>(sizeof block), &block, sizeof block);
-    }
-  }
+  const size_t block_size = static_cast<size_t>(dtype_info(coded.grid).block_size);
+  const size_t count = static_cast<size_t>(coded.rows * coded.cols);
+  QAT_CHECK(has_codes(coded.grid) && static_cast<size_t>(coded.cols) % block_size == 0);
+  QAT_CHECK(coded.codes.size() == count && coded.scales.size() == count / block_size);
+  if (coded.grid == DType::Q4_0) pack_blocks<BlockQ4_0>(coded, block_size, out);
+  if (coded.grid == DType::Q8_0) pack_blocks<BlockQ8_0>(coded, block_size, out);
+  if (coded.grid != DType::Q6_K) return;
+  QAT_CHECK(coded.sub_scales.size() == count / 16);
+  pack_blocks<BlockQ6_K>(coded, block_size, out);
+  for (size_t i = 0; i < coded.scales.size(); ++i)
+    std::memcpy(out + i * sizeof(BlockQ6_K) + offsetof(BlockQ6_K, scales), coded.sub_scales.data() + 16 * i, 16);
 }
 
 void pack_int4(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* out) {
