@@ -1,1 +1,76 @@
+#include "inference/engine.h"
+
+#include <algorithm>
+
 #include "format/error.h"
+#include "inference/transformer.h"
+
+namespace qat {
+namespace {
+
+void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, int64_t position) {
+  if (token < 0 || token >= config.vocab) fail("token id ", token, " is outside the model's vocabulary of ", config.vocab);
+  if (config.ple > 0 && token >= config.ple_vocab)
+    fail("token id ", token, " is outside the model's per-layer vocabulary of ", config.ple_vocab);
+  if (position >= cache.capacity()) fail("the sequence is longer than its KV cache of ", cache.capacity(), " positions");
+}
+
+}  // namespace
+
+KvCache::KvCache(const ModelConfig& config, int64_t capacity) : capacity_(capacity) {
+  QAT_CHECK(capacity > 0);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const LayerConfig& layer = config.layers[i];
+    const bool owns = layer.kv_source == static_cast<int64_t>(i);
+    const size_t floats = owns ? static_cast<size_t>(capacity * layer.kv_heads * layer.head_dim) : 0;
+    k_.emplace_back(floats);
+    v_.emplace_back(floats);
+  }
+}
+
+Engine::Impl::Impl(Weights weights, const EngineOptions& options)
+    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa()), pool(options.threads) {}
+
+Engine::Engine(Weights weights, const EngineOptions& options) : impl_(std::make_unique<Impl>(std::move(weights), options)) {}
+
+Engine::~Engine() = default;
+
+const ModelConfig& Engine::config() const { return impl_->transformer.config(); }
+
+void Engine::set_input_observer(InputObserver observer, void* user) {
+  impl_->transformer.observer = observer;
+  impl_->transformer.observer_user = user;
+}
+
+void Engine::forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits) {
+  QAT_CHECK(first_logit <= tokens.size());
+  const ModelConfig& c = config();
+  const int64_t start = cache.length();
+  for (size_t i = 0; i < tokens.size(); ++i) check_row(c, tokens[i], cache, start + static_cast<int64_t>(i));
+  std::vector<BatchRow>& rows = impl_->workspace.rows;
+  for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
+    end = std::min(tokens.size(), begin + static_cast<size_t>(kMaxBatchRows));
+    rows.clear();
+    for (size_t i = begin; i < end; ++i) rows.push_back({tokens[i], start + static_cast<int64_t>(i), &cache});
+    const size_t first = std::min(end, std::max(begin, first_logit));
+    float* out = first < end ? logits + (first - first_logit) * static_cast<size_t>(c.vocab) : nullptr;
+    impl_->transformer.run(impl_->pool, impl_->workspace, static_cast<int64_t>(first - begin), out);
+  }
+  cache.set_length(start + static_cast<int64_t>(tokens.size()));
+}
+
+void Engine::decode_batch(Span<const int32_t> tokens, Span<KvCache*> caches, float* logits) {
+  QAT_CHECK(tokens.size() == caches.size());
+  const ModelConfig& c = config();
+  for (size_t i = 0; i < tokens.size(); ++i) check_row(c, tokens[i], *caches[i], caches[i]->length());
+  std::vector<BatchRow>& rows = impl_->workspace.rows;
+  for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
+    end = std::min(tokens.size(), begin + static_cast<size_t>(kMaxBatchRows));
+    rows.clear();
+    for (size_t i = begin; i < end; ++i) rows.push_back({tokens[i], caches[i]->length(), caches[i]});
+    impl_->transformer.run(impl_->pool, impl_->workspace, 0, logits + begin * static_cast<size_t>(c.vocab));
+  }
+  for (KvCache* cache : caches) cache->set_length(cache->length() + 1);
+}
+
+}  // namespace qat

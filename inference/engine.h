@@ -54,8 +54,12 @@ class KvCache {
   int64_t capacity() const { return capacity_; }
   void clear() { length_ = 0; }
 
+  // For the forward pass: rows of a layer that owns its K and V, and the count of positions once all layers have theirs.
+  float* k(size_t layer) { return k_[layer].data(); }
+  float* v(size_t layer) { return v_[layer].data(); }
+  void set_length(int64_t length) { length_ = length; }
+
  private:
-  friend class Engine;
   int64_t capacity_ = 0, length_ = 0;
   std::vector<std::vector<float>> k_, v_;  // per layer [capacity, kv_heads * head_dim]; empty on sharing layers
 };
@@ -67,17 +71,20 @@ class Engine {
   const ModelConfig& config() const;
 
   // Appends tokens to the sequence in `cache` (positions cache.length()...) and returns in `logits` a row of vocab floats for
-  // each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range (checked, throws Error).
+  // each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range and the cache large
+  // enough (checked, throws Error). One engine serves one caller at a time.
   void forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits);
 
-  // Several independent sequences, one token each (batched decode): logits [n, vocab].
+  // Several independent sequences, one token each (batched decode): logits [n, vocab]. The caches must be different ones.
   void decode_batch(Span<const int32_t> tokens, Span<KvCache*> caches, float* logits);
 
-  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data).
+  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data). For the head
+  // these are the rows whose logits are asked for; a tied head goes by the embedding's name. nullptr: no more calls.
   using InputObserver = void (*)(void* user, const std::string& canonical_name, int64_t rows, int64_t cols, const float* x);
   void set_input_observer(InputObserver observer, void* user);
 
   struct Impl;
+  Impl& impl() { return *impl_; }  // for this room (inference/transformer.h)
 
  private:
   std::unique_ptr<Impl> impl_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "inference/engine.h"
@@ -17,19 +18,24 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
-// A token drawn from logits [vocab]: temperature, then top-k, then top-p, then one uniform number of `random`.
+// A token drawn from logits [vocab]: temperature, then top-k, then top-p, then one uniform number of xoshiro256**. Throws Error
+// when a logit is NaN or +infinity.
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
   int32_t sample(Span<const float> logits);
 
  private:
+  double uniform();  // [0, 1)
+  void keep_top_k(Span<const float> logits);
+
   SamplingOptions options_;
   uint64_t state_[4];  // xoshiro256**
   std::vector<std::pair<float, int32_t>> candidates_;
 };
 
-// Continues `prompt` ids by up to `tokens` tokens or to an end-of-generation token; calls on_token for each.
+// Continues `prompt` ids by up to `tokens` tokens or to an end-of-generation token (which is not passed on); calls on_token for
+// each.
 void generate(Engine& engine, const Tokenizer& tokenizer, Span<const int32_t> prompt, int64_t tokens,
               const SamplingOptions& options, const std::function<void(int32_t)>& on_token);
 

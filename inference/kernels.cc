@@ -1,1 +1,52 @@
+#include "inference/kernels.h"
+
+#include <vector>
+
 #include "format/error.h"
+#include "inference/kernels_isa.h"
+
+namespace qat {
+namespace {
+
+std::vector<RowKernel> gather_row_kernels() {
+  std::vector<RowKernel> table(kScalarRowKernels, kScalarRowKernels + kRunnableTypes);
+#if defined(__x86_64__)
+  table.insert(table.end(), kAvx2RowKernels, kAvx2RowKernels + kRunnableTypes);
+#endif
+  return table;
+}
+
+}  // namespace
+
+Span<const RowKernel> row_kernels() {
+  static const std::vector<RowKernel> table = gather_row_kernels();
+  return table;
+}
+
+const RowKernel* find_row_kernel(DType type, Isa isa) {
+  for (const RowKernel& kernel : row_kernels())
+    if (kernel.type == type && kernel.isa == isa) return &kernel;
+  return nullptr;
+}
+
+bool runs_type(DType type) { return find_row_kernel(type, Isa::scalar) != nullptr; }
+
+const char* runnable_types() { return "F32, F16, BF16, Q4_0, Q8_0, Q6_K"; }
+
+const PanelKernel* find_panel_kernel(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) return &kAvx2PanelKernel;
+#endif
+  QAT_CHECK(isa == Isa::scalar);
+  return nullptr;
+}
+
+const VectorKernels& vector_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) return kAvx2VectorKernels;
+#endif
+  QAT_CHECK(isa == Isa::scalar);
+  return kScalarVectorKernels;
+}
+
+}  // namespace qat

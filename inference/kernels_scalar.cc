@@ -1,1 +1,113 @@
-#include "format/error.h"
+// The reference: what every other kernel is tested against. Written to be read; sums are kept in double.
+#include <algorithm>
+#include <cmath>
+
+#include "format/grid.h"
+#include "inference/kernels_isa.h"
+
+namespace qat {
+namespace {
+
+double dot(const float* a, const float* b, int64_t n) {
+  double sum[4] = {0.0, 0.0, 0.0, 0.0};  // four chains, or the latency of an addition is all one sees
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int j = 0; j < 4; ++j) sum[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+  for (; i < n; ++i) sum[0] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+template <DType type>
+void decode(const uint8_t* row, int64_t cols, float* out) {
+  decode_rows(type, row, 1, cols, out);
+}
+
+template <DType type>
+float dot_row(const uint8_t* row, const float* x, int64_t cols) {
+  constexpr int64_t kPiece = kSuperBlock;  // a multiple of every block size
+  float weights[kPiece];
+  double sum = 0.0;
+  for (int64_t k = 0; k < cols; k += kPiece) {
+    const int64_t n = std::min(kPiece, cols - k);
+    decode_rows(type, row + row_bytes(type, k), 1, n, weights);
+    sum += dot(weights, x + k, n);
+  }
+  return static_cast<float>(sum);
+}
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  const double mean_square = dot(x, x, n) / static_cast<double>(n);
+  const float scale = static_cast<float>(1.0 / std::sqrt(mean_square + static_cast<double>(eps)));
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * (weight != nullptr ? weight[i] : 1.0f);
+}
+
+void gelu_multiply(float* gate, const float* x, int64_t n) {
+  const double c = std::sqrt(2.0 / M_PI);
+  for (int64_t i = 0; i < n; ++i) {
+    const double g = static_cast<double>(gate[i]);
+    gate[i] = static_cast<float>(0.5 * g * (1.0 + std::tanh(c * (g + 0.044715 * g * g * g)))) * x[i];
+  }
+}
+
+void silu_multiply(float* gate, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double g = static_cast<double>(gate[i]);
+    gate[i] = static_cast<float>(g / (1.0 + std::exp(-g))) * x[i];
+  }
+}
+
+void softcap(float* x, int64_t n, float cap) {
+  for (int64_t i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
+}
+
+float max(const float* x, int64_t n) { return *std::max_element(x, x + n); }
+
+double sum_exp(const float* x, int64_t n, float shift) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(std::exp(x[i] - shift));
+  return sum;
+}
+
+void softmax(float* x, int64_t n) {
+  const float largest = max(x, n);
+  const double sum = sum_exp(x, n, largest);
+  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(static_cast<double>(std::exp(x[i] - largest)) / sum);
+}
+
+double kl(const float* base, float base_lse, const float* x, float lse, int64_t n) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float log_p = base[i] - base_lse;
+    if (log_p > -16.0f) sum += static_cast<double>(std::exp(log_p) * (log_p - x[i] + lse));
+  }
+  return sum;
+}
+
+void attention(const AttentionSpan& a) {
+  for (int64_t j = 0; j < a.count; ++j)
+    a.scores[j] = a.scale * static_cast<float>(dot(a.q, a.k + j * a.stride, a.head_dim));
+  softmax(a.scores, a.count);
+  for (int64_t i = 0; i < a.head_dim; ++i) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < a.count; ++j)
+      sum += static_cast<double>(a.scores[j]) * static_cast<double>(a.v[j * a.stride + i]);
+    a.out[i] = static_cast<float>(sum);
+  }
+}
+
+template <DType type>
+constexpr RowKernel row_kernel() {
+  return {type, Isa::scalar, decode<type>, dot_row<type>};
+}
+
+}  // namespace
+
+const RowKernel kScalarRowKernels[kRunnableTypes] = {
+    row_kernel<DType::F32>(),  row_kernel<DType::F16>(),  row_kernel<DType::BF16>(),
+    row_kernel<DType::Q4_0>(), row_kernel<DType::Q8_0>(), row_kernel<DType::Q6_K>(),
+};
+
+const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap,
+                                            max,         sum_exp,  softmax,       kl,            attention};
+
+}  // namespace qat

@@ -1,1 +1,162 @@
-#include "format/error.h"
+// load_weights: from the three kinds of MODEL to the one struct the forward pass reads.
+#include <functional>
+
+#include "format/checkpoint.h"
+#include "format/gguf.h"
+#include "format/grid.h"
+#include "inference/engine.h"
+#include "inference/kernels.h"
+
+namespace qat {
+namespace {
+
+// Gives the tensors of one file or directory; both check type and shape and throw Error.
+struct TensorSource {
+  std::function<Matrix(const TensorInfo&)> matrix;
+  std::function<std::vector<float>(const TensorInfo&)> vector;
+};
+
+void check_type(DType type, const std::string& file, const std::string& tensor) {
+  if (!runs_type(type))
+    fail(file, ": tensor ", tensor, " is ", dtype_name(type), ", which the engine does not run (it runs ", runnable_types(), ")");
+}
+
+Matrix* matrix_of(Weights& w, const TensorInfo& info) {
+  LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
+  switch (info.role) {
+    case Role::token_embedding: return &w.embedding;
+    case Role::output: return &w.output;
+    case Role::ple_embedding: return &w.ple_embedding;
+    case Role::ple_model_projection: return &w.ple_model_projection;
+    case Role::q: return &layer->q;
+    case Role::k: return &layer->k;
+    case Role::v: return &layer->v;
+    case Role::o: return &layer->o;
+    case Role::gate: return &layer->gate;
+    case Role::up: return &layer->up;
+    case Role::down: return &layer->down;
+    case Role::ple_gate: return &layer->ple_gate;
+    case Role::ple_projection: return &layer->ple_projection;
+    default: return nullptr;
+  }
+}
+
+std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
+  LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
+  switch (info.role) {
+    case Role::output_norm: return &w.output_norm;
+    case Role::ple_projection_norm: return &w.ple_projection_norm;
+    case Role::attention_norm: return &layer->attention_norm;
+    case Role::q_norm: return &layer->q_norm;
+    case Role::k_norm: return &layer->k_norm;
+    case Role::post_attention_norm: return &layer->post_attention_norm;
+    case Role::ffn_norm: return &layer->ffn_norm;
+    case Role::post_ffn_norm: return &layer->post_ffn_norm;
+    case Role::post_ple_norm: return &layer->post_ple_norm;
+    default: return nullptr;
+  }
+}
+
+void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const TensorSource& source) {
+  w.layers.resize(w.config.layers.size());
+  for (const TensorInfo& info : table) {
+    if (Matrix* matrix = matrix_of(w, info)) {
+      *matrix = source.matrix(info);
+    } else if (std::vector<float>* norm = norm_of(w, info)) {
+      *norm = source.vector(info);
+      if (w.config.norm_plus_one)
+        for (float& x : *norm) x += 1.0f;
+    } else {
+      QAT_CHECK(info.role == Role::layer_scalar);
+      w.layers[static_cast<size_t>(info.layer)].scalar = source.vector(info).at(0);
+    }
+  }
+  if (w.config.tied) w.output = w.embedding;
+}
+
+Weights from_gguf(const std::string& path) {
+  const auto file = std::make_shared<GgufFile>(path);
+  Weights w;
+  w.config = model_config_from_gguf(*file);
+  w.rope_interleaved = w.config.arch == Arch::llama;
+  const auto checked = [&](const TensorInfo& info) -> const GgufTensor& {
+    const GgufTensor& tensor = file->tensor(info.gguf);
+    if (tensor.shape != info.shape)
+      fail(path, ": tensor ", info.gguf, ": expected shape ", shape_text(info.shape), ", found ", shape_text(tensor.shape));
+    check_type(tensor.dtype, path, info.gguf);
+    return tensor;
+  };
+  take_tensors(w, tensor_table(w.config),
+               {[&](const TensorInfo& info) {
+                  const GgufTensor& tensor = checked(info);
+                  return Matrix{tensor.dtype, tensor.shape[0], tensor.shape[1], tensor.bytes.data()};
+                },
+                [&](const TensorInfo& info) {
+                  const GgufTensor& tensor = checked(info);
+                  std::vector<float> values(static_cast<size_t>(info.shape[0]));
+                  decode_rows(tensor.dtype, tensor.bytes.data(), 1, info.shape[0], values.data());
+                  return values;
+                }});
+  w.owners.push_back(file);
+  return w;
+}
+
+Weights from_hf(const std::string& path) {
+  const auto checkpoint = std::make_shared<FloatCheckpoint>(path);  // checks names, shapes and types
+  Weights w;
+  w.config = checkpoint->config();
+  take_tensors(w, checkpoint->table(),
+               {[&](const TensorInfo& info) {
+                  const TensorView& tensor = checkpoint->tensor(info);
+                  check_type(tensor.dtype, path, tensor.name);
+                  return Matrix{tensor.dtype, info.shape[0], info.shape[1], tensor.bytes.data()};
+                },
+                [&](const TensorInfo& info) { return checkpoint->read(info); }});
+  w.owners.push_back(checkpoint);
+  return w;
+}
+
+Weights from_quantized(const std::string& path) {
+  const QuantizedCheckpoint checkpoint(path);
+  Weights w;
+  w.config = checkpoint.config();
+  take_tensors(w, checkpoint.table(),
+               {[&](const TensorInfo& info) {
+                  const DType grid = checkpoint.grid(info);
+                  check_type(grid, path, info.name);
+                  const auto blocks = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(info.shape[0]) *
+                                                                             row_bytes(grid, info.shape[1]));
+                  checkpoint.read_blocks(info, 0, info.shape[0], blocks->data());
+                  w.owners.push_back(blocks);
+                  return Matrix{grid, info.shape[0], info.shape[1], blocks->data()};
+                },
+                [&](const TensorInfo& info) {
+                  const DType grid = checkpoint.grid(info);
+                  check_type(grid, path, info.name);
+                  std::vector<uint8_t> blocks(row_bytes(grid, info.shape[0]));
+                  checkpoint.read_blocks(info, 0, 1, blocks.data());
+                  std::vector<float> values(static_cast<size_t>(info.shape[0]));
+                  decode_rows(grid, blocks.data(), 1, info.shape[0], values.data());
+                  return values;
+                }});
+  return w;
+}
+
+}  // namespace
+
+Weights load_weights(const std::string& path) {
+  switch (detect_model_kind(path)) {
+    case ModelKind::gguf: return from_gguf(path);
+    case ModelKind::hf_directory: return from_hf(path);
+    case ModelKind::quantized_checkpoint: return from_quantized(path);
+  }
+  QAT_CHECK(false);
+  return {};
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
+  if (detect_model_kind(path) == ModelKind::gguf) return tokenizer_from_gguf(GgufFile(path));
+  return tokenizer_from_hf(path, model_config_from_hf(path).vocab);
+}
+
+}  // namespace qat

@@ -1,0 +1,32 @@
+#include "inference/isa.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "format/error.h"
+
+namespace qat {
+
+const char* isa_name(Isa isa) { return isa == Isa::avx2 ? "avx2" : "scalar"; }
+
+bool isa_supported(Isa isa) {
+  if (isa == Isa::scalar) return true;
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+Isa select_isa() {
+  const char* variable = std::getenv("QAT_ISA");
+  if (variable == nullptr || *variable == '\0') return isa_supported(Isa::avx2) ? Isa::avx2 : Isa::scalar;
+  for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+    if (std::string(variable) != isa_name(isa)) continue;
+    if (!isa_supported(isa)) fail("QAT_ISA=", variable, ": this processor does not have AVX2, FMA and F16C");
+    return isa;
+  }
+  fail("QAT_ISA=", variable, ": expected scalar or avx2");
+}
+
+}  // namespace qat

@@ -1,0 +1,77 @@
+// The arithmetic of the engine, one table per kind of kernel and a row per instruction set. The tables drive dispatch, tests and
+// benchmarks. Kernels take plain pointers, allocate nothing, do not throw; no pointer need be aligned.
+#pragma once
+
+#include <cstdint>
+
+#include "format/dtype.h"
+#include "format/span.h"
+#include "inference/isa.h"
+
+namespace qat {
+
+// What can be done with one stored row of a matrix. cols is a multiple of the type's block size.
+struct RowKernel {
+  DType type;
+  Isa isa;
+  // out[cols]: the floats the row means, bit for bit those of decode_rows (format/grid.h).
+  void (*decode)(const uint8_t* row, int64_t cols, float* out);
+  // Sum over cols of decode(row)[k] * x[k].
+  float (*dot)(const uint8_t* row, const float* x, int64_t cols);
+};
+Span<const RowKernel> row_kernels();
+const RowKernel* find_row_kernel(DType type, Isa isa);  // nullptr: the engine does not run this type
+bool runs_type(DType type);
+const char* runnable_types();  // "F32, F16, BF16, Q4_0, Q8_0, Q6_K", for messages
+
+// Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
+// The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by column; so the
+// lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape of the rest. Missing
+// rows of the last panel are zero.
+struct PanelKernel {
+  Isa isa;
+  // x: `rows` <= kPanelRows rows of `stride` floats apart. panel[k * width + r], width = rows rounded up to kLanes.
+  void (*pack)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* panel);
+  // w: row o at w + o * w_stride, `depth` floats used. Writes y[r * y_stride + o] for r < rows, o < outputs; with `add`, adds.
+  void (*multiply)(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs, float* y,
+                   int64_t y_stride, bool add);
+};
+constexpr int64_t kLanes = 8;
+constexpr int64_t kPanelRows = 24;
+// multiply() reads (never uses) weight rows up to the next multiple of this.
+constexpr int64_t kOutputStep = 8;
+const PanelKernel* find_panel_kernel(Isa isa);  // nullptr for scalar: the reference multiplies row by row
+
+// One query head against the keys and values of `count` consecutive positions: out = softmax(scale * K q) V.
+struct AttentionSpan {
+  const float* q = nullptr;  // [head_dim]
+  const float* k = nullptr;  // position j at k + j * stride
+  const float* v = nullptr;
+  int64_t stride = 0;
+  int64_t count = 0;  // >= 1
+  int64_t head_dim = 0;
+  float scale = 1.0f;
+  float* scores = nullptr;  // scratch, [count]
+  float* out = nullptr;     // [head_dim]
+};
+
+// Operations on vectors of floats. In and out may be the same memory.
+struct VectorKernels {
+  Isa isa;
+  // out = x / sqrt(mean(x^2) + eps) * weight; weight == nullptr: no weight.
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
+  void (*gelu_multiply)(float* gate, const float* x, int64_t n);  // gate = gelu_tanh(gate) * x
+  void (*silu_multiply)(float* gate, const float* x, int64_t n);  // gate = silu(gate) * x
+  void (*softcap)(float* x, int64_t n, float cap);                // x = cap * tanh(x / cap)
+  float (*max)(const float* x, int64_t n);                        // n >= 1; any element if some are NaN
+  // Sum of exp(x - shift); in double, the terms are float.
+  double (*sum_exp)(const float* x, int64_t n, float shift);
+  void (*softmax)(float* x, int64_t n);  // n >= 1
+  // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over the tokens
+  // with log p > -16, as llama-perplexity has it.
+  double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
+  void (*attention)(const AttentionSpan& span);
+};
+const VectorKernels& vector_kernels(Isa isa);
+
+}  // namespace qat

@@ -1,0 +1,16 @@
+// What each instruction set's translation units define; kernels.cc gathers them. The AVX2 files may use no inline function of any
+// header (the linker could give its AVX2 body to everyone), hence plain arrays.
+#pragma once
+
+#include "inference/kernels.h"
+
+namespace qat {
+
+constexpr int kRunnableTypes = 6;
+extern const RowKernel kScalarRowKernels[kRunnableTypes];
+extern const VectorKernels kScalarVectorKernels;
+extern const RowKernel kAvx2RowKernels[kRunnableTypes];
+extern const PanelKernel kAvx2PanelKernel;
+extern const VectorKernels kAvx2VectorKernels;
+
+}  // namespace qat

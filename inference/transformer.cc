@@ -1,0 +1,310 @@
+#include "inference/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "format/error.h"
+#include "format/grid.h"
+#include "inference/rope.h"
+
+namespace qat {
+namespace {
+
+// Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
+int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
+
+float* grown(std::vector<float>& buffer, int64_t floats) {
+  if (buffer.size() < static_cast<size_t>(floats)) buffer.resize(static_cast<size_t>(floats));
+  return buffer.data();
+}
+
+std::string name_of(const std::vector<TensorInfo>& table, Role role, int layer = -1) {
+  const TensorInfo* info = find_tensor_info(table, role, layer);
+  return info == nullptr ? std::string() : info->name;
+}
+
+}  // namespace
+
+Transformer::Transformer(Weights weights, Isa isa) : weights_(std::move(weights)), isa_(isa) {
+  const ModelConfig& c = weights_.config;
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    std::vector<float>& frequencies = frequencies_[c.layers[i].sliding];
+    if (frequencies.empty()) frequencies = rope_frequencies(c, c.layers[i]);
+    if (c.layers[i].kv_source == static_cast<int64_t>(i)) last_kv_layer_ = i;
+  }
+  const std::vector<TensorInfo> table = tensor_table(c);
+  for (int i = 0; i < static_cast<int>(c.layers.size()); ++i)
+    names_.push_back({name_of(table, Role::q, i), name_of(table, Role::k, i), name_of(table, Role::v, i),
+                      name_of(table, Role::o, i), name_of(table, Role::gate, i), name_of(table, Role::up, i),
+                      name_of(table, Role::down, i), name_of(table, Role::ple_gate, i), name_of(table, Role::ple_projection, i)});
+  ple_model_projection_name_ = name_of(table, Role::ple_model_projection);
+  output_name_ = name_of(table, c.tied ? Role::token_embedding : Role::output);
+}
+
+// The model, top to bottom. Shapes are in Workspace; n is the count of rows (of those still needed, see drop_rows).
+struct Transformer::Pass {
+  const Transformer& model;
+  const Weights& w;
+  const ModelConfig& c;
+  const VectorKernels& ops;
+  ThreadPool& pool;
+  Workspace& ws;
+  int64_t n;
+
+  Pass(const Transformer& m, ThreadPool& p, Workspace& workspace)
+      : model(m), w(m.weights_), c(m.weights_.config), ops(vector_kernels(m.isa_)), pool(p), ws(workspace),
+        n(static_cast<int64_t>(workspace.rows.size())) {}
+
+  // body(row) for every row, `width` floats of work each.
+  template <class Body>
+  void for_rows(int64_t width, const Body& body) {
+    pool.parallel_for(n, rows_per_piece(width), [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) body(r);
+    });
+  }
+
+  void set_input(MatmulInput& input, const float* x, int64_t rows, int64_t cols) {
+    input.set(model.isa_, pool, x, rows, cols);
+  }
+
+  // y = input * matrix^T; x is what `input` was set from.
+  void linear(MatmulInput& input, const float* x, const Matrix& matrix, const std::string& name, float* y) {
+    if (model.observer != nullptr) model.observer(model.observer_user, name, input.rows(), input.cols(), x);
+    matmul(model.isa_, pool, input, matrix, y);
+  }
+
+  void norm_rows(const float* x, const std::vector<float>& weight, float* out) {
+    const float eps = static_cast<float>(c.eps);
+    for_rows(c.hidden, [&](int64_t r) { ops.rms_norm(x + r * c.hidden, weight.data(), c.hidden, eps, out + r * c.hidden); });
+  }
+
+  // hidden += branch, normed first if there is a weight.
+  void add_branch(const std::vector<float>& weight) {
+    const float eps = static_cast<float>(c.eps);
+    for_rows(2 * c.hidden, [&](int64_t r) {
+      float* h = ws.hidden.data() + r * c.hidden;
+      float* b = ws.branch.data() + r * c.hidden;
+      if (!weight.empty()) ops.rms_norm(b, weight.data(), c.hidden, eps, b);
+      for (int64_t i = 0; i < c.hidden; ++i) h[i] += b[i];
+    });
+  }
+
+  void embed() {
+    float* hidden = grown(ws.hidden, n * c.hidden);
+    grown(ws.normed, n * c.hidden);
+    grown(ws.branch, n * c.hidden);
+    const RowKernel& kernel = *find_row_kernel(w.embedding.dtype, model.isa_);
+    const float scale = static_cast<float>(c.embedding_scale);
+    const size_t stride = row_bytes(w.embedding.dtype, c.hidden);
+    for_rows(c.hidden, [&](int64_t r) {
+      float* h = hidden + r * c.hidden;
+      kernel.decode(w.embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), c.hidden, h);
+      for (int64_t i = 0; i < c.hidden; ++i) h[i] *= scale;
+    });
+  }
+
+  // Per-layer embeddings, of all layers at once: the mean (times sqrt 2) of what the token says and what its embedding says.
+  void embed_per_layer() {
+    const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
+    float* per_layer = grown(ws.per_layer, n * width);
+    set_input(ws.input, ws.hidden.data(), n, c.hidden);
+    linear(ws.input, ws.hidden.data(), w.ple_model_projection, model.ple_model_projection_name_, per_layer);
+    const RowKernel& kernel = *find_row_kernel(w.ple_embedding.dtype, model.isa_);
+    const size_t stride = row_bytes(w.ple_embedding.dtype, width);
+    const float token_scale = static_cast<float>(std::sqrt(static_cast<double>(c.ple)));
+    const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
+    const float half = static_cast<float>(std::sqrt(0.5));
+    float* token_rows = grown(ws.gate, n * width);
+    for_rows(3 * width, [&](int64_t r) {
+      float* token = token_rows + r * width;
+      kernel.decode(w.ple_embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), width, token);
+      float* context = per_layer + r * width;
+      for (int64_t i = 0; i < width; ++i) context[i] *= context_scale;
+      for (int64_t i = 0; i < width; i += c.ple)
+        ops.rms_norm(context + i, w.ple_projection_norm.data(), c.ple, static_cast<float>(c.eps), context + i);
+      for (int64_t i = 0; i < width; ++i) context[i] = (context[i] + token[i] * token_scale) * half;
+    });
+  }
+
+  void prepare_rope() {
+    for (int kind = 0; kind < 2; ++kind) {
+      const std::vector<float>& frequencies = model.frequencies_[kind];
+      const int64_t pairs = static_cast<int64_t>(frequencies.size());
+      float* cos_sin = grown(ws.cos_sin[kind], n * 2 * pairs);
+      for_rows(32 * pairs, [&](int64_t r) {
+        rope_cos_sin(ws.rows[static_cast<size_t>(r)].position, frequencies, cos_sin + r * 2 * pairs);
+      });
+    }
+  }
+
+  // Per head: norm (if the model has one), then rotation.
+  void norm_and_rotate(float* x, int64_t heads, const LayerConfig& layer, const std::vector<float>& weight, int64_t r) {
+    const float* cos_sin = ws.cos_sin[layer.sliding].data() + r * layer.head_dim;
+    for (int64_t h = 0; h < heads; ++h, x += layer.head_dim) {
+      if (!weight.empty()) ops.rms_norm(x, weight.data(), layer.head_dim, static_cast<float>(c.eps), x);
+      rotate(x, layer.head_dim, cos_sin, w.rope_interleaved);
+    }
+  }
+
+  void project_q(const LayerWeights& l, const LayerConfig& layer, const std::string& name) {
+    const int64_t width = c.heads * layer.head_dim;
+    float* q = grown(ws.q, n * width);
+    linear(ws.input, ws.normed.data(), l.q, name, q);
+    for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
+  }
+
+  // K and V of the rows, straight into their caches. K = V layers take V from K as projected: without its norm, not rotated.
+  void project_kv(const LayerWeights& l, const LayerConfig& layer, const Names& names, size_t index) {
+    const int64_t width = layer.kv_heads * layer.head_dim;
+    float* k = grown(ws.k, n * width);
+    linear(ws.input, ws.normed.data(), l.k, names.k, k);
+    const float* v = k;
+    if (!layer.k_eq_v) {
+      float* projected = grown(ws.v, n * width);
+      linear(ws.input, ws.normed.data(), l.v, names.v, projected);
+      v = projected;
+    }
+    for_rows(6 * width, [&](int64_t r) {
+      const BatchRow& row = ws.rows[static_cast<size_t>(r)];
+      float* cached_k = row.cache->k(index) + row.position * width;
+      float* cached_v = row.cache->v(index) + row.position * width;
+      std::copy_n(v + r * width, width, cached_v);
+      if (c.v_norm())
+        for (int64_t i = 0; i < width; i += layer.head_dim)
+          ops.rms_norm(cached_v + i, nullptr, layer.head_dim, static_cast<float>(c.eps), cached_v + i);
+      std::copy_n(k + r * width, width, cached_k);
+      norm_and_rotate(cached_k, layer.kv_heads, layer, l.k_norm, r);
+    });
+  }
+
+  // heads = softmax(scale q K^T + mask) V; the mask is the range of positions a row may see.
+  void attend(const LayerConfig& layer) {
+    const int64_t width = c.heads * layer.head_dim, kv_width = layer.kv_heads * layer.head_dim;
+    const int64_t group = c.heads / layer.kv_heads;
+    const size_t source = static_cast<size_t>(layer.kv_source);
+    float* heads = grown(ws.heads, n * width);
+    int64_t longest = 0;
+    for (const BatchRow& row : ws.rows) longest = std::max(longest, row.position + 1);
+    longest = (longest + 15) / 16 * 16;
+    float* scores = grown(ws.scores, longest * pool.size());
+    const int64_t piece = std::max<int64_t>(1, (int64_t{1} << 16) / (longest * layer.head_dim));
+    pool.parallel_for(n * c.heads, piece, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; ++i) {
+        const BatchRow& row = ws.rows[static_cast<size_t>(i / c.heads)];
+        const int64_t head = i % c.heads, kv_head = head / group;
+        const bool windowed = layer.sliding && c.sliding_window > 0;
+        const int64_t first = windowed ? std::max<int64_t>(0, row.position + 1 - c.sliding_window) : 0;
+        const int64_t at = first * kv_width + kv_head * layer.head_dim;
+        AttentionSpan span;
+        span.q = ws.q.data() + i * layer.head_dim;
+        span.k = row.cache->k(source) + at;
+        span.v = row.cache->v(source) + at;
+        span.stride = kv_width;
+        span.count = row.position + 1 - first;
+        span.head_dim = layer.head_dim;
+        span.scale = static_cast<float>(c.attention_scale);
+        span.scores = scores + worker * longest;
+        span.out = heads + i * layer.head_dim;
+        ops.attention(span);
+      }
+    });
+  }
+
+  void attention_block(size_t index) {
+    const LayerWeights& l = w.layers[index];
+    const LayerConfig& layer = c.layers[index];
+    const Names& names = model.names_[index];
+    norm_rows(ws.hidden.data(), l.attention_norm, ws.normed.data());
+    set_input(ws.input, ws.normed.data(), n, c.hidden);
+    project_q(l, layer, names.q);
+    if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, names, index);
+    attend(layer);
+    set_input(ws.inner, ws.heads.data(), n, c.heads * layer.head_dim);
+    linear(ws.inner, ws.heads.data(), l.o, names.o, ws.branch.data());
+    add_branch(l.post_attention_norm);
+  }
+
+  void mlp_block(size_t index) {
+    const LayerWeights& l = w.layers[index];
+    const Names& names = model.names_[index];
+    const int64_t ffn = c.layers[index].ffn;
+    float* gate = grown(ws.gate, n * ffn);
+    float* up = grown(ws.up, n * ffn);
+    norm_rows(ws.hidden.data(), l.ffn_norm, ws.normed.data());
+    set_input(ws.input, ws.normed.data(), n, c.hidden);
+    linear(ws.input, ws.normed.data(), l.gate, names.gate, gate);
+    linear(ws.input, ws.normed.data(), l.up, names.up, up);
+    const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
+    for_rows(4 * ffn, [&](int64_t r) { activate(gate + r * ffn, up + r * ffn, ffn); });
+    set_input(ws.inner, gate, n, ffn);
+    linear(ws.inner, gate, l.down, names.down, ws.branch.data());
+    add_branch(l.post_ffn_norm);
+  }
+
+  void per_layer_block(size_t index) {
+    const LayerWeights& l = w.layers[index];
+    const Names& names = model.names_[index];
+    float* gate = grown(ws.per_layer_gate, n * c.ple);
+    set_input(ws.input, ws.hidden.data(), n, c.hidden);
+    linear(ws.input, ws.hidden.data(), l.ple_gate, names.ple_gate, gate);
+    const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
+    const float* mine = ws.per_layer.data() + static_cast<int64_t>(index) * c.ple;
+    for_rows(4 * c.ple, [&](int64_t r) { ops.gelu_multiply(gate + r * c.ple, mine + r * width, c.ple); });
+    set_input(ws.inner, gate, n, c.ple);
+    linear(ws.inner, gate, l.ple_projection, names.ple_projection, ws.branch.data());
+    add_branch(l.post_ple_norm);
+  }
+
+  void scale_stream(float scalar) {
+    if (scalar == 1.0f) return;
+    for_rows(c.hidden, [&](int64_t r) {
+      for (int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) ws.hidden[static_cast<size_t>(i)] *= scalar;
+    });
+  }
+
+  // Goes on without the first `count` rows: once all K and V are written, rows that no logits are wanted of have no more use.
+  void drop_rows(int64_t count) {
+    const auto drop = [&](std::vector<float>& buffer, int64_t width) {
+      std::copy(buffer.begin() + count * width, buffer.begin() + n * width, buffer.begin());
+    };
+    drop(ws.hidden, c.hidden);
+    if (c.ple > 0) drop(ws.per_layer, static_cast<int64_t>(c.layers.size()) * c.ple);
+    for (int kind = 0; kind < 2; ++kind) drop(ws.cos_sin[kind], 2 * static_cast<int64_t>(model.frequencies_[kind].size()));
+    ws.rows.erase(ws.rows.begin(), ws.rows.begin() + count);
+    n -= count;
+  }
+
+  void head(float* logits) {
+    norm_rows(ws.hidden.data(), w.output_norm, ws.normed.data());
+    set_input(ws.input, ws.normed.data(), n, c.hidden);
+    linear(ws.input, ws.normed.data(), w.output, model.output_name_, logits);
+    if (c.softcap <= 0.0) return;
+    pool.parallel_for(n * c.vocab, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
+      ops.softcap(logits + begin, end - begin, static_cast<float>(c.softcap));
+    });
+  }
+};
+
+void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, float* logits) const {
+  Pass pass(*this, pool, ws);
+  QAT_CHECK(pass.n > 0 && pass.n <= kMaxBatchRows && first_logit >= 0 && first_logit <= pass.n);
+  pass.embed();
+  if (pass.c.ple > 0) pass.embed_per_layer();
+  pass.prepare_rope();
+  for (size_t i = 0; i < pass.c.layers.size(); ++i) {
+    if (residual_hook) residual_hook(i, ws.hidden.data());
+    pass.attention_block(i);
+    pass.mlp_block(i);
+    if (pass.c.ple > 0) pass.per_layer_block(i);
+    pass.scale_stream(weights_.layers[i].scalar);
+    const bool last = i + 1 == pass.c.layers.size();
+    if (last || (i == last_kv_layer_ && observer == nullptr)) {  // whoever observes wants to see all rows
+      pass.drop_rows(first_logit);
+      first_logit = 0;
+    }
+    if (pass.n == 0) return;
+  }
+  pass.head(logits);
+}
+
+}  // namespace qat

@@ -1,0 +1,251 @@
+// Vectors of floats with AVX2 and FMA. Compiled with those flags: see kernels_isa.h for what must not be used here.
+#include <immintrin.h>
+
+#include "inference/kernels_isa.h"
+
+namespace qat {
+namespace {
+
+__m256 splat(float x) { return _mm256_set1_ps(x); }
+
+// The first n (1..7) lanes of x; the others are `rest`. Neither reads nor writes past the end.
+__m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+__m256 load_first(const float* x, int64_t n, float rest = 0.0f) {
+  const __m256i mask = first_lanes(n);
+  return _mm256_blendv_ps(splat(rest), _mm256_maskload_ps(x, mask), _mm256_castsi256_ps(mask));
+}
+
+float sum_lanes(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+float max_lanes(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+double sum_lanes(__m256d v) {
+  const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+// Adds 8 floats to 4 sums in double.
+__m256d add_to(__m256d sum, __m256 x) {
+  return _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
+}
+
+// e^x within 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (the next term is 5e-9).
+// 0 below -87.3 (where float leaves its normal range), infinity above 88.7, NaN for NaN.
+__m256 exp8(__m256 x) {
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, splat(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 ln2_high = splat(0.693359375f), ln2_low = splat(-2.12194440e-4f);  // the first has 9 bits: n * it is exact
+  const __m256 r = _mm256_fnmadd_ps(n, ln2_low, _mm256_fnmadd_ps(n, ln2_high, x));
+  const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  __m256 p = splat(1.0f / 5040);
+  for (const float c : taylor) p = _mm256_fmadd_ps(p, r, splat(c));
+  // 2^n as two factors, so that n = 128 does not overflow before the product does.
+  const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
+  const auto power = [](__m256i e) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+  };
+  const __m256 y = _mm256_mul_ps(_mm256_mul_ps(p, power(half)), power(_mm256_sub_epi32(i, half)));
+  const __m256 in_range = _mm256_blendv_ps(y, splat(__builtin_inff()), _mm256_cmp_ps(x, splat(88.72284f), _CMP_GT_OQ));
+  return _mm256_blendv_ps(in_range, _mm256_setzero_ps(), _mm256_cmp_ps(x, splat(-87.33654f), _CMP_LT_OQ));
+}
+
+// tanh within 3 ulp: Taylor's polynomial near 0, where the other form cancels.
+__m256 tanh8(__m256 x) {
+  const __m256 square = _mm256_mul_ps(x, x);
+  const float taylor[] = {62.0f / 2835, -17.0f / 315, 2.0f / 15, -1.0f / 3};
+  __m256 p = splat(-1382.0f / 155925);
+  for (const float c : taylor) p = _mm256_fmadd_ps(p, square, splat(c));
+  const __m256 near = _mm256_fmadd_ps(_mm256_mul_ps(p, square), x, x);
+  const __m256 e = exp8(_mm256_add_ps(x, x));
+  const __m256 far = _mm256_sub_ps(splat(1.0f), _mm256_div_ps(splat(2.0f), _mm256_add_ps(e, splat(1.0f))));
+  return _mm256_blendv_ps(far, near, _mm256_cmp_ps(square, splat(0.35f * 0.35f), _CMP_LT_OQ));
+}
+
+// x / (1 + e^-y)
+__m256 times_sigmoid(__m256 x, __m256 y) {
+  const __m256 e = exp8(_mm256_sub_ps(_mm256_setzero_ps(), y));
+  return _mm256_div_ps(x, _mm256_add_ps(splat(1.0f), e));
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+__m256 gelu8(__m256 x) {
+  const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(splat(0.044715f), _mm256_mul_ps(x, x)), x, x);
+  return times_sigmoid(x, _mm256_mul_ps(splat(1.59576912f), cubic));
+}
+
+__m256 silu8(__m256 x) { return times_sigmoid(x, x); }
+
+// x[i] = f(x[i], y[i])
+template <class F>
+void transform(float* x, const float* y, int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, f(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+  if (i < n) _mm256_maskstore_ps(x + i, first_lanes(n - i), f(load_first(x + i, n - i), load_first(y + i, n - i)));
+}
+
+void gelu_multiply(float* gate, const float* x, int64_t n) {
+  transform(gate, x, n, [](__m256 g, __m256 v) { return _mm256_mul_ps(gelu8(g), v); });
+}
+
+void silu_multiply(float* gate, const float* x, int64_t n) {
+  transform(gate, x, n, [](__m256 g, __m256 v) { return _mm256_mul_ps(silu8(g), v); });
+}
+
+void softcap(float* x, int64_t n, float cap) {
+  transform(x, x, n, [cap](__m256 v, __m256) { return _mm256_mul_ps(splat(cap), tanh8(_mm256_div_ps(v, splat(cap)))); });
+}
+
+float sum_squares(const float* x, int64_t n) {
+  __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
+    sum0 = _mm256_fmadd_ps(a, a, sum0);
+    sum1 = _mm256_fmadd_ps(b, b, sum1);
+  }
+  for (; i < n; i += 8) {
+    const __m256 a = i + 8 <= n ? _mm256_loadu_ps(x + i) : load_first(x + i, n - i);
+    sum0 = _mm256_fmadd_ps(a, a, sum0);
+  }
+  return sum_lanes(_mm256_add_ps(sum0, sum1));
+}
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  const float scale = 1.0f / __builtin_sqrtf(sum_squares(x, n) / static_cast<float>(n) + eps);
+  if (weight == nullptr) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale;
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+  }
+}
+
+float max(const float* x, int64_t n) {
+  __m256 m = splat(x[0]);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) m = _mm256_max_ps(m, _mm256_loadu_ps(x + i));
+  if (i < n) m = _mm256_max_ps(m, load_first(x + i, n - i, x[0]));
+  return max_lanes(m);
+}
+
+double sum_exp(const float* x, int64_t n, float shift) {
+  __m256d sum = _mm256_setzero_pd();
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256 v = i + 8 <= n ? _mm256_loadu_ps(x + i) : load_first(x + i, n - i, -__builtin_inff());
+    sum = add_to(sum, exp8(_mm256_sub_ps(v, splat(shift))));
+  }
+  return sum_lanes(sum);
+}
+
+void softmax(float* x, int64_t n) {
+  const __m256 shift = splat(max(x, n));
+  __m256d sum = _mm256_setzero_pd();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), shift));
+    _mm256_storeu_ps(x + i, e);
+    sum = add_to(sum, e);
+  }
+  if (i < n) {
+    const __m256 e = exp8(_mm256_sub_ps(load_first(x + i, n - i, -__builtin_inff()), shift));
+    _mm256_maskstore_ps(x + i, first_lanes(n - i), e);
+    sum = add_to(sum, e);
+  }
+  const float inverse = static_cast<float>(1.0 / sum_lanes(sum));
+  for (i = 0; i < n; ++i) x[i] *= inverse;
+}
+
+double kl(const float* base, float base_lse, const float* x, float lse, int64_t n) {
+  __m256d sum = _mm256_setzero_pd();
+  for (int64_t i = 0; i < n; i += 8) {
+    const bool whole = i + 8 <= n;
+    const __m256 b = whole ? _mm256_loadu_ps(base + i) : load_first(base + i, n - i, -__builtin_inff());
+    const __m256 q = whole ? _mm256_loadu_ps(x + i) : load_first(x + i, n - i);
+    const __m256 log_p = _mm256_sub_ps(b, splat(base_lse));
+    const __m256 difference = _mm256_add_ps(_mm256_sub_ps(log_p, q), splat(lse));
+    const __m256 counts = _mm256_cmp_ps(log_p, splat(-16.0f), _CMP_GT_OQ);
+    sum = add_to(sum, _mm256_and_ps(counts, _mm256_mul_ps(exp8(log_p), difference)));
+  }
+  return sum_lanes(sum);
+}
+
+// ---- Attention
+
+// Four dot products at a time share the loads of q.
+void scores_of_four(const AttentionSpan& a, int64_t j) {
+  const float* k[4] = {a.k + j * a.stride, a.k + (j + 1) * a.stride, a.k + (j + 2) * a.stride, a.k + (j + 3) * a.stride};
+  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 8 <= a.head_dim; i += 8) {
+    const __m256 q = _mm256_loadu_ps(a.q + i);
+    for (int r = 0; r < 4; ++r) sum[r] = _mm256_fmadd_ps(q, _mm256_loadu_ps(k[r] + i), sum[r]);
+  }
+  if (i < a.head_dim) {
+    const __m256 q = load_first(a.q + i, a.head_dim - i);
+    for (int r = 0; r < 4; ++r) sum[r] = _mm256_fmadd_ps(q, load_first(k[r] + i, a.head_dim - i), sum[r]);
+  }
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+  _mm_storeu_ps(a.scores + j, _mm_mul_ps(four, _mm_set1_ps(a.scale)));
+}
+
+void score_of_one(const AttentionSpan& a, int64_t j) {
+  const float* k = a.k + j * a.stride;
+  __m256 sum = _mm256_setzero_ps();
+  for (int64_t i = 0; i < a.head_dim; i += 8) {
+    const bool whole = i + 8 <= a.head_dim;
+    sum = whole ? _mm256_fmadd_ps(_mm256_loadu_ps(a.q + i), _mm256_loadu_ps(k + i), sum)
+                : _mm256_fmadd_ps(load_first(a.q + i, a.head_dim - i), load_first(k + i, a.head_dim - i), sum);
+  }
+  a.scores[j] = sum_lanes(sum) * a.scale;
+}
+
+// out[i .. i + 8 * kVectors) = sum over positions of score * v; even and odd positions in chains of their own.
+template <int kVectors>
+void mix_values(const AttentionSpan& a, int64_t i) {
+  __m256 even[kVectors], odd[kVectors];
+  for (int r = 0; r < kVectors; ++r) even[r] = odd[r] = _mm256_setzero_ps();
+  int64_t j = 0;
+  for (; j + 2 <= a.count; j += 2) {
+    const float* v = a.v + j * a.stride + i;
+    const __m256 s0 = _mm256_broadcast_ss(a.scores + j), s1 = _mm256_broadcast_ss(a.scores + j + 1);
+    for (int r = 0; r < kVectors; ++r) {
+      even[r] = _mm256_fmadd_ps(s0, _mm256_loadu_ps(v + 8 * r), even[r]);
+      odd[r] = _mm256_fmadd_ps(s1, _mm256_loadu_ps(v + a.stride + 8 * r), odd[r]);
+    }
+  }
+  if (j < a.count)
+    for (int r = 0; r < kVectors; ++r)
+      even[r] = _mm256_fmadd_ps(splat(a.scores[j]), _mm256_loadu_ps(a.v + j * a.stride + i + 8 * r), even[r]);
+  for (int r = 0; r < kVectors; ++r) _mm256_storeu_ps(a.out + i + 8 * r, _mm256_add_ps(even[r], odd[r]));
+}
+
+void attention(const AttentionSpan& a) {
+  int64_t j = 0;
+  for (; j + 4 <= a.count; j += 4) scores_of_four(a, j);
+  for (; j < a.count; ++j) score_of_one(a, j);
+  softmax(a.scores, a.count);
+  int64_t i = 0;
+  for (; i + 32 <= a.head_dim; i += 32) mix_values<4>(a, i);
+  for (; i + 8 <= a.head_dim; i += 8) mix_values<1>(a, i);
+  for (; i < a.head_dim; ++i) {
+    float sum = 0.0f;
+    for (j = 0; j < a.count; ++j) sum += a.scores[j] * a.v[j * a.stride + i];
+    a.out[i] = sum;
+  }
+}
+
+}  // namespace
+
+const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap,
+                                          max,       sum_exp,  softmax,       kl,            attention};
+
+}  // namespace qat
