@@ -12,9 +12,9 @@
 namespace qat {
 namespace {
 
-constexpr double kQuiet = 0.5;      // seconds before anything is shown
-constexpr double kRedraw = 0.1;     // seconds between redraws on a terminal
-constexpr double kLogEvery = 5.0;   // seconds between lines of a log, at least
+constexpr double kQuiet = 0.5;     // seconds before anything is shown
+constexpr double kRedraw = 0.1;    // seconds between redraws on a terminal
+constexpr double kLogEvery = 5.0;  // seconds between lines of a log, at least
 
 double seconds_between(std::chrono::steady_clock::time_point a, std::chrono::steady_clock::time_point b) {
   return std::chrono::duration<double>(b - a).count();
@@ -81,10 +81,14 @@ std::string duration_text(double seconds) {
     return text;
   }
   const auto whole = static_cast<long long>(std::llround(std::min(seconds, 3e10)));
-  if (whole < 60) std::snprintf(text, sizeof text, "%lld s", whole);
-  else if (whole < 3600) std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
-  else if (whole < 86400) std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole % 3600 / 60);
-  else std::snprintf(text, sizeof text, "%lld d %02lld h", whole / 86400, whole % 86400 / 3600);
+  if (whole < 60)
+    std::snprintf(text, sizeof text, "%lld s", whole);
+  else if (whole < 3600)
+    std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
+  else if (whole < 86400)
+    std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole % 3600 / 60);
+  else
+    std::snprintf(text, sizeof text, "%lld d %02lld h", whole / 86400, whole % 86400 / 3600);
   return text;
 }
 
@@ -98,13 +102,15 @@ std::string bytes_text(uint64_t bytes) {
     ++unit;
   }
   char text[32];
-  if (unit == 0) std::snprintf(text, sizeof text, "%.0f B", value);
-  else std::snprintf(text, sizeof text, "%.*f %s", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value, units[unit]);
+  if (unit == 0)
+    std::snprintf(text, sizeof text, "%.0f B", value);
+  else
+    std::snprintf(text, sizeof text, "%.*f %s", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value, units[unit]);
   return text;
 }
 
-std::string progress_line(const std::string& label, double fraction, const std::string& text, double seconds_left, int columns,
-                          bool utf8) {
+std::string progress_line(const std::string& label, double fraction, const std::string& text, double seconds_left,
+                          int columns, bool utf8) {
   constexpr int kNarrowestBar = 10, kWidestBar = 40;
   fraction = std::clamp(fraction, 0.0, 1.0);
   char percent[8];
@@ -121,9 +127,15 @@ std::string progress_line(const std::string& label, double fraction, const std::
 }
 
 ProgressBar::ProgressBar(std::string label, int64_t total)
-    : label_(std::move(label)), total_(std::max<int64_t>(total, 1)), terminal_(stderr_is_terminal()), start_(Clock::now()), last_(start_) {}
+    : label_(std::move(label)),
+      total_(std::max<int64_t>(total, 1)),
+      terminal_(stderr_is_terminal()),
+      start_(Clock::now()),
+      last_(start_) {}
 
-ProgressBar::~ProgressBar() { clear(); }
+ProgressBar::~ProgressBar() {
+  clear();
+}
 
 void ProgressBar::clear() {
   if (drawn_ && terminal_) std::fputs("\r\033[K", stderr);
@@ -159,8 +171,8 @@ void ProgressBar::draw(int64_t done, const std::string& text) {
     std::fprintf(stderr, "\r%s\033[K", line.c_str());
     std::fflush(stderr);
   } else {
-    std::fprintf(stderr, "%s %3d%%%s%s%s\n", label_.c_str(), static_cast<int>(fraction * 100), text.empty() ? "" : "  ", text.c_str(),
-                 left < 0 ? "" : ("  " + duration_text(left) + " left").c_str());
+    std::fprintf(stderr, "%s %3d%%%s%s%s\n", label_.c_str(), static_cast<int>(fraction * 100), text.empty() ? "" : "  ",
+                 text.c_str(), left < 0 ? "" : ("  " + duration_text(left) + " left").c_str());
   }
 }
 

@@ -1,6 +1,7 @@
-// Progress on a terminal: one line, redrawn at most ten times a second, with percent, a bar, a free text and the time left.
-// On a stream that is no terminal it prints a line every ten percent (at most one every five seconds), so that logs stay readable.
-// Everything goes to stderr. The terminal is never put into a special state, so a signal at any moment leaves it usable.
+// Progress on a terminal: one line, redrawn at most ten times a second, with percent, a bar, a free text and the time
+// left. On a stream that is no terminal it prints a line every ten percent (at most one every five seconds), so that
+// logs stay readable. Everything goes to stderr. The terminal is never put into a special state, so a signal at any
+// moment leaves it usable.
 #pragma once
 
 #include <chrono>
@@ -29,18 +30,19 @@ class ProgressBar {
   int64_t total_;
   bool terminal_;
   bool drawn_ = false;
-  int64_t initial_ = -1;         // `done` at the first update: resumed work does not spoil the estimate
-  int64_t done_ = 0;             // as last drawn
-  std::string text_;             // as last drawn
+  int64_t initial_ = -1;  // `done` at the first update: resumed work does not spoil the estimate
+  int64_t done_ = 0;      // as last drawn
+  std::string text_;      // as last drawn
   int last_tenth_ = 0;
   Clock::time_point start_, last_;
 };
 
-// The line that a bar draws, `columns` wide at most: "label  42 % ━━━━━────── text  3 min 20 s left". seconds_left < 0: unknown.
-std::string progress_line(const std::string& label, double fraction, const std::string& text, double seconds_left, int columns,
-                          bool utf8);
+// The line that a bar draws, narrower than `columns`: "train  50% █████░░░░░  loss 2.34  3 min 20 s left".
+// seconds_left < 0: unknown.
+std::string progress_line(const std::string& label, double fraction, const std::string& text, double seconds_left,
+                          int columns, bool utf8);
 
-std::string duration_text(double seconds);   // "1 h 02 min", "3 min 20 s", "4.2 s", "2 d 03 h"
-std::string bytes_text(uint64_t bytes);      // "1.03 MB", "4.2 GB" (powers of 1000, three digits)
+std::string duration_text(double seconds);  // "1 h 02 min", "3 min 20 s", "4.2 s", "2 d 03 h"
+std::string bytes_text(uint64_t bytes);     // "1.03 MB", "4.2 GB" (powers of 1000, three digits)
 
 }  // namespace qat

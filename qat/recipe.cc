@@ -1,12 +1,12 @@
 #include "qat/recipe.h"
 
+#include <toml++/toml.h>
+
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <set>
 #include <variant>
-
-#include <toml++/toml.h>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -36,27 +36,37 @@ struct Key {
 };
 
 constexpr double kMost = std::numeric_limits<double>::infinity();
-constexpr double kMaxCount = 1e12;                    // of tokens, steps: far above any run, far below overflow
-constexpr double kMaxSeed = 9223372036854774784.0;    // largest double that TOML's signed integers can hold
+constexpr double kMaxCount = 1e12;                  // of tokens, steps: far above any run, far below overflow
+constexpr double kMaxSeed = 9223372036854774784.0;  // largest double that TOML's signed integers can hold
 constexpr double kAlmostOne = 1.0 - 1e-9;
 
 // The one table of keys, in the order in which they are written.
 const std::vector<Key>& keys() {
+  // clang-format off
   static const std::vector<Key> table = {
       {"model", "model", &Recipe::model, {}, fixed, "Hugging Face directory of the model to train"},
-      {"model", "teacher", &Recipe::teacher, {}, fixed, "Hugging Face directory of the float teacher; empty: the model itself, frozen"},
-      {"model", "out", &Recipe::out, {}, may_change, "output directory: result, checkpoints, metrics, the resolved recipe"},
+      {"model", "teacher", &Recipe::teacher, {}, fixed,
+       "Hugging Face directory of the float teacher; empty: the model itself, frozen"},
+      {"model", "out", &Recipe::out, {}, may_change,
+       "output directory: result, checkpoints, metrics, the resolved recipe"},
 
-      {"quantization", "plan", &Recipe::plan, {}, fixed, "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; none: plain float training"},
-      {"quantization", "rules", &Recipe::rules, {}, fixed, "PATTERN=TYPE, tried before the plan: a regular expression found in the tensor's name; the first match wins"},
-      {"quantization", "embedding_type", &Recipe::embedding_type, {}, fixed, "type of embedding tables (llama-quantize --token-embedding-type); empty: the plan's"},
-      {"quantization", "output_type", &Recipe::output_type, {}, fixed, "type of the output matrix (llama-quantize --output-tensor-type); empty: the plan's"},
+      {"quantization", "plan", &Recipe::plan, {}, fixed,
+       "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; none: plain float training"},
+      {"quantization", "rules", &Recipe::rules, {}, fixed,
+       "PATTERN=TYPE, tried before the plan: a regular expression found in the tensor's name; the first match wins"},
+      {"quantization", "embedding_type", &Recipe::embedding_type, {}, fixed,
+       "type of embedding tables (llama-quantize --token-embedding-type); empty: the plan's"},
+      {"quantization", "output_type", &Recipe::output_type, {}, fixed,
+       "type of the output matrix (llama-quantize --output-tensor-type); empty: the plan's"},
 
-      {"data", "data", &Recipe::data, {}, fixed, "text files, directories of text files, or \"teacher\": text that the teacher writes"},
+      {"data", "data", &Recipe::data, {}, fixed,
+       "text files, directories of text files, or \"teacher\": text that the teacher writes"},
       {"data", "teacher_tokens", &Recipe::teacher_tokens, {1, kMaxCount}, fixed, "tokens that \"teacher\" writes"},
       {"data", "sequence", &Recipe::sequence, {2, 1 << 24}, fixed, "tokens per sequence"},
-      {"data", "eval_text", &Recipe::eval_text, {}, fixed, "text file for evaluation during training; empty: the last 1 % of the data"},
-      {"data", "eval_sequences", &Recipe::eval_sequences, {1, kMaxCount}, may_change, "sequences of it that each evaluation uses"},
+      {"data", "eval_text", &Recipe::eval_text, {}, fixed,
+       "text file for evaluation during training; empty: the last 1 % of the data"},
+      {"data", "eval_sequences", &Recipe::eval_sequences, {1, kMaxCount}, may_change,
+       "sequences of it that each evaluation uses"},
 
       {"train", "steps", &Recipe::steps, {1, kMaxCount}, fixed, "optimizer steps"},
       {"train", "batch", &Recipe::batch, {1, 1 << 24}, fixed, "sequences per accumulation round"},
@@ -71,17 +81,26 @@ const std::vector<Key>& keys() {
       {"train", "clip", &Recipe::clip, {0, kMost}, fixed, "largest global gradient norm; 0: no clipping"},
       {"train", "kl", &Recipe::kl, {0, kMost}, fixed, "weight of the forward KL divergence to the teacher"},
       {"train", "ce", &Recipe::ce, {0, kMost}, fixed, "weight of the cross-entropy with the text"},
-      {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed, "temperature of both distributions in the KL"},
-      {"train", "gradient_checkpointing", &Recipe::gradient_checkpointing, {}, may_change, "recompute layers in the backward pass: less memory, a third more time"},
-      {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change, "tokens whose logits exist at once: memory is loss_chunk x vocabulary"},
-      {"train", "seed", &Recipe::seed, {0, kMaxSeed}, fixed, "of data order and teacher text; the same seed gives the same run"},
-      {"train", "eval_every", &Recipe::eval_every, {0, kMaxCount}, may_change, "steps between evaluations; 0: only at the end"},
-      {"train", "checkpoint_every", &Recipe::checkpoint_every, {0, kMaxCount}, may_change, "steps between checkpoints; 0: only when interrupted"},
-      {"train", "log_every", &Recipe::log_every, {0, kMaxCount}, may_change, "steps between lines of metrics; 0: never"},
-      {"train", "keep_checkpoints", &Recipe::keep_checkpoints, {1, kMaxCount}, may_change, "newest checkpoints that are kept"},
+      {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed,
+       "temperature of both distributions in the KL"},
+      {"train", "gradient_checkpointing", &Recipe::gradient_checkpointing, {}, may_change,
+       "recompute layers in the backward pass: less memory, a third more time"},
+      {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change,
+       "tokens whose logits exist at once: memory is loss_chunk x vocabulary"},
+      {"train", "seed", &Recipe::seed, {0, kMaxSeed}, fixed,
+       "of data order and teacher text; the same seed gives the same run"},
+      {"train", "eval_every", &Recipe::eval_every, {0, kMaxCount}, may_change,
+       "steps between evaluations; 0: only at the end"},
+      {"train", "checkpoint_every", &Recipe::checkpoint_every, {0, kMaxCount}, may_change,
+       "steps between checkpoints; 0: only when interrupted"},
+      {"train", "log_every", &Recipe::log_every, {0, kMaxCount}, may_change,
+       "steps between lines of metrics; 0: never"},
+      {"train", "keep_checkpoints", &Recipe::keep_checkpoints, {1, kMaxCount}, may_change,
+       "newest checkpoints that are kept"},
       {"train", "threads", &Recipe::threads, {0, 4096}, may_change, "processor threads; 0: all"},
       {"train", "device", &Recipe::device, {}, may_change, "cpu, cuda, or cuda:N"},
   };
+  // clang-format on
   return table;
 }
 
@@ -115,10 +134,18 @@ std::string quoted(const std::string& text) {
 }
 
 // A value as TOML, which is also how errors show it.
-std::string value_text(const std::string& value) { return quoted(value); }
-std::string value_text(int64_t value) { return std::to_string(value); }
-std::string value_text(uint64_t value) { return std::to_string(value); }
-std::string value_text(bool value) { return value ? "true" : "false"; }
+std::string value_text(const std::string& value) {
+  return quoted(value);
+}
+std::string value_text(int64_t value) {
+  return std::to_string(value);
+}
+std::string value_text(uint64_t value) {
+  return std::to_string(value);
+}
+std::string value_text(bool value) {
+  return value ? "true" : "false";
+}
 std::string value_text(double value) {
   std::string text = number_text(value);
   if (text.find_first_of(".einf") == std::string::npos) text += ".0";  // TOML tells 1.0 from 1
@@ -134,7 +161,8 @@ std::string value_text(const Recipe& recipe, const Key& key) {
 }
 
 std::string type_text(const Key& key) {
-  static const char* const names[] = {"text", "list of texts", "whole number", "whole number", "number", "true or false"};
+  static const char* const names[] = {"text",         "list of texts", "whole number",
+                                      "whole number", "number",        "true or false"};
   return names[key.field.index()];
 }
 
@@ -145,7 +173,9 @@ std::string bounds_text(const Bounds& bounds) {
   return "";
 }
 
-std::string key_text(const Key& key) { return std::string("[") + key.section + "] " + key.name; }
+std::string key_text(const Key& key) {
+  return std::string("[") + key.section + "] " + key.name;
+}
 
 // --- TOML to fields ---
 
@@ -186,7 +216,8 @@ struct NodeReader {
     } else if (const auto* array = node.as_array()) {
       for (const toml::node& element : *array) {
         const auto* item = element.as_string();
-        if (item == nullptr) fail(place, ": ", key_text(key), ": expected texts in the list, found ", found_text(element));
+        if (item == nullptr)
+          fail(place, ": ", key_text(key), ": expected texts in the list, found ", found_text(element));
         list.push_back(item->get());
       }
     } else {
@@ -241,7 +272,9 @@ bool is_section(const std::string& name) {
   return false;
 }
 
-std::string sections_text() { return "[model], [quantization], [data], [train]"; }
+std::string sections_text() {
+  return "[model], [quantization], [data], [train]";
+}
 
 // The key of this name in this section (any section when empty); throws Error with what was probably meant.
 const Key& key_at(const std::string& section, const std::string& name, const std::string& place) {
@@ -250,7 +283,8 @@ const Key& key_at(const std::string& section, const std::string& name, const std
     const std::string hint = suggestion(name, key_names());
     fail(place, ": unknown key \"", name, "\"", hint.empty() ? "; `qat recipe --explain` lists the keys" : hint);
   }
-  if (!section.empty() && section != key->section) fail(place, ": \"", name, "\" belongs in [", key->section, "], found in [", section, "]");
+  if (!section.empty() && section != key->section)
+    fail(place, ": \"", name, "\" belongs in [", key->section, "], found in [", section, "]");
   return *key;
 }
 
@@ -280,7 +314,9 @@ void check_losses(const Recipe& r) {
   if (r.kl == 0.0 && r.ce == 0.0) fail("recipe: [train] kl and ce are both 0: there is no loss to train on");
   const bool own_teacher = r.teacher.empty() || r.teacher == r.model;
   if (r.plan == "none" && r.ce == 0.0 && own_teacher) {
-    fail("recipe: [quantization] plan = \"none\" with the model as its own teacher: their KL is 0; set kl = 0 and ce = 1, or another teacher");
+    fail(
+        "recipe: [quantization] plan = \"none\" with the model as its own teacher: their KL is 0; set kl = 0 and ce = "
+        "1, or another teacher");
   }
 }
 
@@ -315,7 +351,9 @@ Recipe recipe_from_toml(const std::string& text, const std::string& origin) {
   return recipe;
 }
 
-Recipe recipe_from_file(const std::string& path) { return recipe_from_toml(read_file(path, 1 << 20), path); }
+Recipe recipe_from_file(const std::string& path) {
+  return recipe_from_toml(read_file(path, 1 << 20), path);
+}
 
 void recipe_set(Recipe& recipe, const std::string& assignment) {
   const std::string place = "--set " + assignment;
@@ -350,9 +388,12 @@ void recipe_set(Recipe& recipe, const std::string& assignment) {
 void validate_recipe(const Recipe& r) {
   for (const Key& key : keys()) {
     const std::string shown = value_text(r, key);
-    if (const auto* whole = std::get_if<int64_t Recipe::*>(&key.field)) check_bounds(key, static_cast<double>(r.*(*whole)), shown, "recipe");
-    if (const auto* seed = std::get_if<uint64_t Recipe::*>(&key.field)) check_bounds(key, static_cast<double>(r.*(*seed)), shown, "recipe");
-    if (const auto* number = std::get_if<double Recipe::*>(&key.field)) check_bounds(key, r.*(*number), shown, "recipe");
+    if (const auto* whole = std::get_if<int64_t Recipe::*>(&key.field))
+      check_bounds(key, static_cast<double>(r.*(*whole)), shown, "recipe");
+    if (const auto* seed = std::get_if<uint64_t Recipe::*>(&key.field))
+      check_bounds(key, static_cast<double>(r.*(*seed)), shown, "recipe");
+    if (const auto* number = std::get_if<double Recipe::*>(&key.field))
+      check_bounds(key, r.*(*number), shown, "recipe");
   }
   if (r.model.empty()) fail("recipe: [model] model is missing: the Hugging Face directory to train (or --model DIR)");
   if (r.out.empty()) fail("recipe: [model] out is missing: the output directory (or --out DIR)");
@@ -360,7 +401,8 @@ void validate_recipe(const Recipe& r) {
   plan_from_name(r.plan);
   for (const std::string& rule : r.rules) {
     const size_t equals = rule.rfind('=');
-    if (equals == std::string::npos || equals == 0) fail("recipe: [quantization] rules: expected PATTERN=TYPE, found \"", rule, "\"");
+    if (equals == std::string::npos || equals == 0)
+      fail("recipe: [quantization] rules: expected PATTERN=TYPE, found \"", rule, "\"");
     check_type_name("rules", rule.substr(equals + 1));
   }
   check_type_name("embedding_type", r.embedding_type);
@@ -403,7 +445,8 @@ std::vector<std::string> recipe_conflicts(const Recipe& before, const Recipe& no
   std::vector<std::string> conflicts;
   for (const Key& key : keys()) {
     const std::string old_value = value_text(before, key), new_value = value_text(now, key);
-    if (key.on_resume == fixed && old_value != new_value) conflicts.push_back(key_text(key) + ": " + old_value + " -> " + new_value);
+    if (key.on_resume == fixed && old_value != new_value)
+      conflicts.push_back(key_text(key) + ": " + old_value + " -> " + new_value);
   }
   return conflicts;
 }

@@ -1,5 +1,6 @@
-// A recipe: everything that determines a training run, as TOML or as flags of `qat train`. One table of keys (recipe.cc) drives
-// parsing, --explain, the resolved recipe written beside every result, and the errors (unknown key: the nearest one is suggested).
+// A recipe: everything that determines a training run, as TOML or as flags of `qat train`. One table of keys
+// (recipe.cc) drives parsing, --explain, the resolved recipe written beside every result, and the errors (unknown key:
+// the nearest one is suggested).
 #pragma once
 
 #include <cstdint>
@@ -10,39 +11,42 @@ namespace qat {
 
 struct Recipe {
   // [model]
-  std::string model;                  // HF directory to fine-tune
-  std::string teacher;                // HF directory of the float teacher; empty: the model itself, frozen (only read when kl > 0)
-  std::string out;                    // output directory
+  std::string model;    // HF directory to fine-tune
+  std::string teacher;  // HF directory of the float teacher; empty: the model itself, frozen (only read when kl > 0)
+  std::string out;      // output directory
   // [quantization]
-  std::string plan = "q4_0";          // "none" = plain float training
-  std::vector<std::string> rules;     // "PATTERN=TYPE", first match wins
-  std::string embedding_type, output_type;  // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
+  std::string plan = "q4_0";       // "none" = plain float training
+  std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
+  std::string embedding_type,
+      output_type;  // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
   // [data]
-  std::vector<std::string> data;      // text files, directories of text files, or "teacher" (the float model writes its own)
-  int64_t teacher_tokens = 1000000;   // how much "teacher" writes
-  int64_t sequence = 256;             // tokens per sequence
-  std::string eval_text;              // text file for evaluation during training; empty: the last 1 % of the data
-  int64_t eval_sequences = 64;        // sequences of it that each evaluation uses
+  std::vector<std::string>
+      data;  // text files, directories of text files, or "teacher" (the float model writes its own)
+  int64_t teacher_tokens = 1000000;  // how much "teacher" writes
+  int64_t sequence = 256;            // tokens per sequence
+  std::string eval_text;             // text file for evaluation during training; empty: the last 1 % of the data
+  int64_t eval_sequences = 64;       // sequences of it that each evaluation uses
   // [train]
   int64_t steps = 1000;
-  int64_t batch = 8;                  // sequences per step and accumulation round
-  int64_t accumulate = 1;             // rounds per step
+  int64_t batch = 8;       // sequences per step and accumulation round
+  int64_t accumulate = 1;  // rounds per step
   double lr = 1e-4, min_lr_ratio = 0.1;
-  int64_t warmup = 50;                // steps
+  int64_t warmup = 50;  // steps
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
-  double clip = 1.0;                  // global gradient norm, 0 = off
-  double kl = 1.0, ce = 0.0;          // weights of forward KL to the teacher and of cross-entropy
-  double temperature = 1.0;           // of the KL
+  double clip = 1.0;          // global gradient norm, 0 = off
+  double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy
+  double temperature = 1.0;   // of the KL
   bool gradient_checkpointing = false;
-  int64_t loss_chunk = 256;           // tokens whose logits exist at once
+  int64_t loss_chunk = 256;  // tokens whose logits exist at once
   uint64_t seed = 1;
   int64_t eval_every = 100, checkpoint_every = 100, log_every = 10;  // steps; 0 = never
   int64_t keep_checkpoints = 2;
-  int64_t threads = 0;                // 0: all processors
-  std::string device = "cpu";         // "cpu", "cuda", "cuda:1"
+  int64_t threads = 0;         // 0: all processors
+  std::string device = "cpu";  // "cpu", "cuda", "cuda:1"
 };
 
-// Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible value.
+// Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible
+// value.
 Recipe recipe_from_file(const std::string& path);
 Recipe recipe_from_toml(const std::string& text, const std::string& origin);
 // One "section.key=value" or "key=value" on top. The value is TOML; text needs no quotes, a list may be one bare text.
@@ -55,8 +59,8 @@ std::string explain_recipe();                      // every key: type, default, 
 
 // Why a run begun with `before` cannot go on with `now`: one text per key that decides the result and differs,
 // "[train] lr: 1e-4 -> 0.001". What may change between the two (where the run lives, how it is reported, memory for
-// time, threads, device) is a column of the table and said by explain_recipe(); only an unchanged recipe on the same device
-// and thread count promises the same bits.
+// time, threads, device) is a column of the table and said by explain_recipe(); only an unchanged recipe on the same
+// device and thread count promises the same bits.
 std::vector<std::string> recipe_conflicts(const Recipe& before, const Recipe& now);
 
 }  // namespace qat

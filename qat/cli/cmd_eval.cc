@@ -1,10 +1,9 @@
 // qat eval: perplexity of a text, and what quantization changed against a base model; as a table or as JSON.
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
-#include <optional>
-
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "format/error.h"
 #include "inference/evaluate.h"
@@ -35,21 +34,27 @@ struct EvalReport {
 // --- Running ---
 
 // Both sides must mean the same thing by a token id.
-void check_same_tokens(const EvalChunks& chunks, const std::string& path, const EvalChunks& base, const std::string& base_path) {
+void check_same_tokens(const EvalChunks& chunks, const std::string& path, const EvalChunks& base,
+                       const std::string& base_path) {
   if (base.tokens.size() != chunks.tokens.size() || base.context != chunks.context) {
-    fail(base_path, ": ", base.count(), " chunks of ", base.context, " tokens, but the text is ", chunks.count(), " of ", chunks.context, " for ", path);
+    fail(base_path, ": ", base.count(), " chunks of ", base.context, " tokens, but the text is ", chunks.count(),
+         " of ", chunks.context, " for ", path);
   }
   for (size_t i = 0; i < chunks.tokens.size(); ++i) {
     if (chunks.tokens[i] == base.tokens[i]) continue;
-    fail(base_path, ": token ", i, " of the text is ", base.tokens[i], ", but ", chunks.tokens[i], " for ", path, ": not the same tokenizer, or not the same text");
+    fail(base_path, ": token ", i, " of the text is ", base.tokens[i], ", but ", chunks.tokens[i], " for ", path,
+         ": not the same tokenizer, or not the same text");
   }
 }
 
-KlResult run_against_model(RunningModel& model, const EvalOptions& options, const std::string& text, const EvalChunks& chunks, const EvalProgress& progress) {
+KlResult run_against_model(RunningModel& model, const EvalOptions& options, const std::string& text,
+                           const EvalChunks& chunks, const EvalProgress& progress) {
   RunningModel base = run_model(options.base, options.engine);
   const int64_t vocab = model.engine->config().vocab, base_vocab = base.engine->config().vocab;
-  if (vocab != base_vocab) fail(options.base, ": the vocabulary has ", base_vocab, " tokens, that of ", options.model, " has ", vocab);
-  check_same_tokens(chunks, options.model, make_chunks(*base.tokenizer, text, options.text, options.context, options.chunks), options.base);
+  if (vocab != base_vocab)
+    fail(options.base, ": the vocabulary has ", base_vocab, " tokens, that of ", options.model, " has ", vocab);
+  check_same_tokens(chunks, options.model,
+                    make_chunks(*base.tokenizer, text, options.text, options.context, options.chunks), options.base);
   return kl_divergence(*model.engine, *base.engine, chunks, progress);
 }
 
@@ -57,25 +62,28 @@ KlResult run_against_model(RunningModel& model, const EvalOptions& options, cons
 EvalChunks saved_chunks(const RunningModel& model, const EvalOptions& options) {
   const EvalChunks saved = read_base_chunks(options.base, *model.tokenizer);
   if (options.text.empty()) return saved;
-  check_same_tokens(make_chunks(*model.tokenizer, read_text(options.text), options.text, saved.context, saved.count()), options.model, saved, options.base);
+  check_same_tokens(make_chunks(*model.tokenizer, read_text(options.text), options.text, saved.context, saved.count()),
+                    options.model, saved, options.base);
   return saved;
 }
 
 void warn_about_context(const EvalOptions& options, const ModelConfig& config, int64_t context) {
   if (config.context > 0 && context > config.context) {
-    std::fprintf(stderr, "%s: --context %lld is more than the %lld tokens the model was made for\n", options.model.c_str(),
-                 static_cast<long long>(context), static_cast<long long>(config.context));
+    std::fprintf(stderr, "%s: --context %lld is more than the %lld tokens the model was made for\n",
+                 options.model.c_str(), static_cast<long long>(context), static_cast<long long>(config.context));
   }
 }
 
 EvalReport evaluate(const EvalOptions& options) {
   const bool saved = !options.base.empty() && is_saved_base(options.base);
   if (options.text.empty() && !saved) fail("--text is required: a text file");
-  if (!options.save_base.empty() && !options.base.empty()) fail("--save-base and --base exclude each other: the first writes the logits that the second compares with");
+  if (!options.save_base.empty() && !options.base.empty())
+    fail("--save-base and --base exclude each other: the first writes the logits that the second compares with");
   if (!options.save_base.empty()) check_output_file(options.save_base);
   RunningModel model = run_model(options.model, options.engine);
   const std::string text = saved ? "" : read_text(options.text);
-  const EvalChunks chunks = saved ? saved_chunks(model, options) : make_chunks(*model.tokenizer, text, options.text, options.context, options.chunks);
+  const EvalChunks chunks = saved ? saved_chunks(model, options)
+                                  : make_chunks(*model.tokenizer, text, options.text, options.context, options.chunks);
   warn_about_context(options, model.engine->config(), chunks.context);
 
   const InterruptGuard guard;
@@ -88,10 +96,14 @@ EvalReport evaluate(const EvalOptions& options) {
     throw_if_interrupted();
   };
   EvalReport report;
-  if (saved) report.kl = kl_divergence(*model.engine, options.base, progress);
-  else if (!options.base.empty()) report.kl = run_against_model(model, options, text, chunks, progress);
-  else if (!options.save_base.empty()) report.model = save_base(*model.engine, chunks, options.save_base, progress);
-  else report.model = perplexity(*model.engine, chunks, progress);
+  if (saved)
+    report.kl = kl_divergence(*model.engine, options.base, progress);
+  else if (!options.base.empty())
+    report.kl = run_against_model(model, options, text, chunks, progress);
+  else if (!options.save_base.empty())
+    report.model = save_base(*model.engine, chunks, options.save_base, progress);
+  else
+    report.model = perplexity(*model.engine, chunks, progress);
   bar.finish();
   if (report.kl) report.model = {report.kl->ppl_q, std::log(report.kl->ppl_q.value), report.kl->tokens};
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -130,11 +142,17 @@ void put(Json& json, const std::string& key, const Estimate& estimate) {
   json[key + "_error"] = estimate.error;
 }
 
-constexpr const char* kJsonKeys =
-    "Keys of --json: model, base, text, context, chunks, tokens (scored), perplexity, perplexity_error, mean_nll (nats per token);\n"
-    "with a base: base_perplexity, ln_ppl_ratio (of model to base), ppl_ratio, ppl_difference, ppl_correlation, mean_kld (nats per token),\n"
-    "kld_percentiles {max, p99.9, p99, p95, p90, p50, p10, p5, p1, p0.1, min}, mean_delta_p, rms_delta_p, delta_p_percentiles, same_top\n"
-    "(fractions of 1), each estimate also as KEY_error (one standard error); size_bytes, bits_per_weight, seconds, tokens_per_second.";
+constexpr const char* kJsonKeys = R"(Keys of --json:
+  model, base, text, context, chunks
+  tokens                    scored
+  perplexity, mean_nll      nats per token
+  size_bytes, bits_per_weight, seconds, tokens_per_second
+and with a base:
+  base_perplexity, ppl_ratio (model / base), ln_ppl_ratio, ppl_difference, ppl_correlation
+  mean_kld                  nats per token
+  kld_percentiles           {max, p99.9, p99, p95, p90, p50, p10, p5, p1, p0.1, min}
+  mean_delta_p, rms_delta_p, delta_p_percentiles, same_top    fractions of 1
+Estimates have a second key with _error at its end: one standard error.)";
 
 Json report_json(const EvalOptions& options, const EvalReport& report) {
   Json json;
@@ -188,10 +206,12 @@ void row(const std::string& label, double value, double scale = 1.0, const char*
 }
 
 void print_report(const EvalOptions& options, const EvalReport& report) {
-  std::printf("%s: %s, %.3f bits per weight\n", options.model.c_str(), bytes_text(report.size_bytes).c_str(), report.bits_per_weight);
+  std::printf("%s: %s, %.3f bits per weight\n", options.model.c_str(), bytes_text(report.size_bytes).c_str(),
+              report.bits_per_weight);
   if (report.kl) std::printf("against %s\n", options.base.c_str());
-  std::printf("%s: %lld chunks of %lld tokens, %lld tokens scored\n\n", options.text.empty() ? options.base.c_str() : options.text.c_str(),
-              static_cast<long long>(report.chunks), static_cast<long long>(report.context), static_cast<long long>(report.model.tokens));
+  std::printf("%s: %lld chunks of %lld tokens, %lld tokens scored\n\n",
+              options.text.empty() ? options.base.c_str() : options.text.c_str(), static_cast<long long>(report.chunks),
+              static_cast<long long>(report.context), static_cast<long long>(report.model.tokens));
   std::printf("Perplexity\n");
   row("of the model", report.model.perplexity);
   if (report.kl) {
@@ -206,7 +226,8 @@ void print_report(const EvalOptions& options, const EvalReport& report) {
     for (const KlResult::Percentile& p : kl.kld_percentiles) row(percentile_label(p.fraction), p.value);
     std::printf("\nProbability of the text's token, change (Δp)\n");
     row("mean", kl.delta_p, 100.0, " %");
-    for (const KlResult::Percentile& p : kl.delta_p_percentiles) row(percentile_label(p.fraction), p.value, 100.0, " %");
+    for (const KlResult::Percentile& p : kl.delta_p_percentiles)
+      row(percentile_label(p.fraction), p.value, 100.0, " %");
     row("root mean square", kl.rms_delta_p, 100.0, " %");
     std::printf("\nTop token\n");
     row("same", kl.same_top, 100.0, " %");
@@ -216,8 +237,10 @@ void print_report(const EvalOptions& options, const EvalReport& report) {
 
 void run_eval(const EvalOptions& options) {
   const EvalReport report = evaluate(options);
-  if (options.json) std::printf("%s\n", report_json(options, report).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-  else print_report(options, report);
+  if (options.json)
+    std::printf("%s\n", report_json(options, report).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+  else
+    print_report(options, report);
 }
 
 }  // namespace
@@ -225,13 +248,20 @@ void run_eval(const EvalOptions& options) {
 void add_eval_command(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
   CLI::App* command = app.add_subcommand("eval", "Perplexity, and KL divergence to a base model");
-  command->add_option("MODEL", options->model, "GGUF file, Hugging Face directory or quantized checkpoint")->required();
-  command->add_option("--text", options->text, "Text to score, as llama-perplexity -f (not needed with a saved base)")->type_name("FILE");
+  command->add_option("MODEL", options->model, kModelHelp)->required();
+  command->add_option("--text", options->text, "Text to score, as llama-perplexity -f (not needed with a saved base)")
+      ->type_name("FILE");
   command->add_option("--context", options->context, "Tokens per chunk; the second half of each is scored")
-      ->check(whole_number(4, 1 << 24))->type_name("N")->capture_default_str();
-  command->add_option("--base", options->base, "Float model to compare with, or a file of --save-base or llama-perplexity --kl-divergence-base")
+      ->check(whole_number(4, 1 << 24))
+      ->type_name("N")
+      ->capture_default_str();
+  command
+      ->add_option("--base", options->base,
+                   "Float model to compare with, or a file of --save-base or llama-perplexity --kl-divergence-base")
       ->type_name("MODEL|FILE");
-  command->add_option("--save-base", options->save_base, "Also write the logits in llama-perplexity's format, for --base")->type_name("FILE");
+  command
+      ->add_option("--save-base", options->save_base, "Also write the logits in llama-perplexity's format, for --base")
+      ->type_name("FILE");
   command->add_option("--chunks", options->chunks, "At most so many chunks")->check(whole_number(1))->type_name("N");
   command->add_flag("--json", options->json, "Print JSON instead of the table");
   add_engine_options(*command, options->engine, true);

@@ -29,18 +29,24 @@ DType float_type(const ExportOptions& options) {
 void run_export(const ExportOptions& options) {
   check_output_file(options.out);
   const ModelKind kind = detect_model_kind(options.model);
-  if (kind == ModelKind::gguf) fail(options.model, ": expected a Hugging Face directory or a quantized checkpoint, found a GGUF file");
+  if (kind == ModelKind::gguf)
+    fail(options.model, ": expected a Hugging Face directory or a quantized checkpoint, found a GGUF file");
   if (kind == ModelKind::quantized_checkpoint && !options.type.empty()) {
-    fail("--type ", options.type, ": ", options.model, " is a quantized checkpoint, whose plan has chosen the types; leave --type out");
+    fail("--type ", options.type, ": ", options.model,
+         " is a quantized checkpoint, whose plan has chosen the types; leave --type out");
   }
   const InterruptGuard guard;
   ProgressBar bar("export", 1000);
   const auto progress = [&](uint64_t done, uint64_t bytes) {
-    bar.update(static_cast<int64_t>(1000.0 * static_cast<double>(done) / static_cast<double>(std::max<uint64_t>(bytes, 1))), bytes_text(done));
+    bar.update(
+        static_cast<int64_t>(1000.0 * static_cast<double>(done) / static_cast<double>(std::max<uint64_t>(bytes, 1))),
+        bytes_text(done));
     throw_if_interrupted();
   };
-  if (kind == ModelKind::quantized_checkpoint) export_gguf(options.model, options.out, progress);
-  else export_gguf_float(options.model, float_type(options), options.out, progress);
+  if (kind == ModelKind::quantized_checkpoint)
+    export_gguf(options.model, options.out, progress);
+  else
+    export_gguf_float(options.model, float_type(options), options.out, progress);
   bar.finish();
   std::printf("%s: %s\n", options.out.c_str(), bytes_text(model_size_bytes(options.out)).c_str());
 }
@@ -50,12 +56,23 @@ void run_export(const ExportOptions& options) {
 void add_export_command(CLI::App& app) {
   auto options = std::make_shared<ExportOptions>();
   CLI::App* command = app.add_subcommand("export", "Write a checkpoint as a file for other runtimes");
-  command->add_option("DIR", options->model, "Quantized checkpoint (repacked, never rounded again) or Hugging Face directory")->required();
-  command->add_option("--format", options->format, "gguf: llama.cpp, Ollama, LM Studio")->check(one_of({"gguf"}))->type_name("FORMAT")->capture_default_str();
+  command
+      ->add_option("DIR", options->model,
+                   "Quantized checkpoint (repacked, never rounded again) or Hugging Face directory")
+      ->required();
+  command->add_option("--format", options->format, "gguf: llama.cpp, Ollama, LM Studio")
+      ->check(one_of({"gguf"}))
+      ->type_name("FORMAT")
+      ->capture_default_str();
   command->add_option("--out", options->out, "File to write")->required()->type_name("FILE");
-  command->add_option("--type", options->type, "Type of the matrices of a Hugging Face directory: f32, f16, bf16; as it has them when left out")
-      ->check(one_of({"f32", "f16", "bf16"}))->type_name("TYPE");
-  command->footer("Example:\n  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n  qat export gemma/ --format gguf --type bf16 --out gemma-bf16.gguf");
+  command
+      ->add_option("--type", options->type,
+                   "Type of the matrices of a Hugging Face directory: f32, f16, bf16; as it has them when left out")
+      ->check(one_of({"f32", "f16", "bf16"}))
+      ->type_name("TYPE");
+  command->footer(
+      "Example:\n  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n  qat export gemma/ --format gguf --type "
+      "bf16 --out gemma-bf16.gguf");
   command->callback([options] { run_export(*options); });
 }
 

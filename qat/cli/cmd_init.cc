@@ -1,11 +1,10 @@
 // qat init: a new Hugging Face directory with random weights, streamed to disk.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <thread>
-
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -74,7 +73,8 @@ void fill_rows(const InitOptions& options, float deviation, const RowRange& rows
   const int threads = static_cast<int>(std::clamp<int64_t>((rows.end - rows.begin) * rows.cols / 65536, 1, wanted));
   const auto work = [&](int part) {
     for (int64_t row = rows.begin + part; row < rows.end; row += threads) {
-      normal_row({options.seed, rows.tensor, static_cast<uint64_t>(row)}, deviation, rows.cols, out + (row - rows.begin) * rows.cols);
+      normal_row({options.seed, rows.tensor, static_cast<uint64_t>(row)}, deviation, rows.cols,
+                 out + (row - rows.begin) * rows.cols);
     }
   };
   std::vector<std::thread> workers;
@@ -100,6 +100,14 @@ Json read_config(const InitOptions& options) {
   return config;
 }
 
+void check_tokenizer(const InitOptions& options, int64_t vocab) {
+  constexpr int64_t kByteTokens = 260;
+  if (!options.tokenizer_from.empty())
+    tokenizer_from_hf(options.tokenizer_from, vocab);
+  else if (vocab < kByteTokens)
+    fail("--tokenizer bytes has ", kByteTokens, " tokens, the model ", vocab);
+}
+
 void write_tokenizer_files(const InitOptions& options, const std::string& directory) {
   if (!options.tokenizer_from.empty()) {
     int copied = 0;
@@ -113,8 +121,14 @@ void write_tokenizer_files(const InitOptions& options, const std::string& direct
     return;
   }
   write_file(directory + "/tokenizer.json", byte_tokenizer_json());
-  const Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"bos_token", "<bos>"}, {"eos_token", "<eos>"}, {"unk_token", "<unk>"},
-                       {"pad_token", "<pad>"}, {"add_bos_token", true}, {"add_eos_token", false}, {"clean_up_tokenization_spaces", false}};
+  const Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                       {"bos_token", "<bos>"},
+                       {"eos_token", "<eos>"},
+                       {"unk_token", "<unk>"},
+                       {"pad_token", "<pad>"},
+                       {"add_bos_token", true},
+                       {"add_eos_token", false},
+                       {"clean_up_tokenization_spaces", false}};
   write_file(directory + "/tokenizer_config.json", config.dump(1) + "\n");
 }
 
@@ -165,8 +179,10 @@ int64_t write_weights(const InitOptions& options, const ModelConfig& config, flo
       const int64_t end = std::min(rows, row + step);
       const auto count = static_cast<size_t>((end - row) * cols);
       values.resize(std::max(values.size(), count));
-      if (info.shape.size() < 2) std::fill(values.begin(), values.end(), initial_constant(config, info));
-      else fill_rows(options, deviation, {t, row, end, cols}, values.data());
+      if (info.shape.size() < 2)
+        std::fill(values.begin(), values.end(), initial_constant(config, info));
+      else
+        fill_rows(options, deviation, {t, row, end, cols}, values.data());
       append_floats(writer, dtype, values, count);
       done += static_cast<int64_t>(count);
       bar.update(done);
@@ -182,16 +198,20 @@ void run_init(const InitOptions& options) {
   const std::string origin = options.shape.empty() ? options.config : "--shape " + options.shape;
   const Json json = read_config(options);
   const ModelConfig config = model_config_from_json(json.dump(), origin);
-  const double deviation = json.contains("initializer_range") && json["initializer_range"].is_number() ? json["initializer_range"].get<double>() : 0.02;
+  const double deviation = json.contains("initializer_range") && json["initializer_range"].is_number()
+                               ? json["initializer_range"].get<double>()
+                               : 0.02;
   check_output_directory(options.out, "");
+  check_tokenizer(options, config.vocab);
   const InterruptGuard guard;
   AtomicDirectory directory(options.out);
   write_tokenizer_files(options, directory.path());
   write_configs(json, *tokenizer_from_hf(directory.path(), config.vocab), directory.path());
-  const int64_t weights = write_weights(options, config, static_cast<float>(deviation), directory.path() + "/model.safetensors");
+  const int64_t weights =
+      write_weights(options, config, static_cast<float>(deviation), directory.path() + "/model.safetensors");
   directory.commit();
-  std::printf("%s: %s, %lld random weights (%s), vocabulary %lld\n", options.out.c_str(), arch_name(config.arch), static_cast<long long>(weights),
-              options.dtype.c_str(), static_cast<long long>(config.vocab));
+  std::printf("%s: %s, %lld random weights (%s), vocabulary %lld\n", options.out.c_str(), arch_name(config.arch),
+              static_cast<long long>(weights), options.dtype.c_str(), static_cast<long long>(config.vocab));
 }
 
 }  // namespace
@@ -200,18 +220,40 @@ void add_init_command(CLI::App& app) {
   auto options = std::make_shared<InitOptions>();
   CLI::App* command = app.add_subcommand("init", "A new Hugging Face directory with random weights");
   command->add_option("--shape", options->shape, "One of the shapes below")->type_name("NAME");
-  command->add_option("--config", options->config, "A config.json of llama, gemma3_text or gemma4_text instead")->type_name("FILE");
-  command->add_option("--out", options->out, "Directory to write; it must be new or empty")->required()->type_name("DIR");
-  command->add_option("--seed", options->seed, "The same seed gives the same weights")->check(whole_number(0))->type_name("S")->capture_default_str();
-  command->add_option("--dtype", options->dtype, "bf16 or f32")->check(one_of({"bf16", "f32"}))->type_name("TYPE")->capture_default_str();
-  command->add_option("--vocab", options->vocab, "Vocabulary size instead of the shape's; tokens that the tokenizer lacks stay unused")
-      ->check(whole_number(1, int64_t{1} << 24))->type_name("N");
+  command->add_option("--config", options->config, "A config.json of llama, gemma3_text or gemma4_text instead")
+      ->type_name("FILE");
+  command->add_option("--out", options->out, "Directory to write; it must be new or empty")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("--seed", options->seed, "The same seed gives the same weights")
+      ->check(whole_number(0))
+      ->type_name("S")
+      ->capture_default_str();
+  command->add_option("--dtype", options->dtype, "bf16 or f32")
+      ->check(one_of({"bf16", "f32"}))
+      ->type_name("TYPE")
+      ->capture_default_str();
+  command
+      ->add_option("--vocab", options->vocab,
+                   "Vocabulary size instead of the shape's; tokens that the tokenizer lacks stay unused")
+      ->check(whole_number(1, int64_t{1} << 24))
+      ->type_name("N");
   CLI::Option* kind = command->add_option("--tokenizer", options->tokenizer, "bytes: 256 bytes and 4 special tokens")
-      ->check(one_of({"bytes"}))->type_name("KIND")->capture_default_str();
-  command->add_option("--tokenizer-from", options->tokenizer_from, "Copy the tokenizer of this Hugging Face directory instead")->excludes(kind)->type_name("DIR");
-  command->add_option("--threads", options->engine.threads, "Processor threads; 0: all")->check(whole_number(0, 4096))->type_name("N");
+                          ->check(one_of({"bytes"}))
+                          ->type_name("KIND")
+                          ->capture_default_str();
+  command
+      ->add_option("--tokenizer-from", options->tokenizer_from,
+                   "Copy the tokenizer of this Hugging Face directory instead")
+      ->excludes(kind)
+      ->type_name("DIR");
+  command->add_option("--threads", options->engine.threads, "Processor threads; 0: all")
+      ->check(whole_number(0, 4096))
+      ->type_name("N");
   std::string shapes = "Shapes:\n";
-  for (const ShapeInfo& shape : shape_list()) shapes += "  " + std::string(shape.name) + std::string(14 - std::min<size_t>(13, std::string(shape.name).size()), ' ') + shape.about + "\n";
+  for (const ShapeInfo& shape : shape_list())
+    shapes += "  " + std::string(shape.name) +
+              std::string(14 - std::min<size_t>(13, std::string(shape.name).size()), ' ') + shape.about + "\n";
   command->footer(shapes + "\nExample:\n  qat init --shape gemma4-tiny --seed 1 --out tiny");
   command->callback([options] { run_init(*options); });
 }

@@ -1,8 +1,7 @@
 // qat inspect: what is in a file or directory, tensor by tensor, with bits per weight.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "format/safetensors.h"
@@ -18,7 +17,9 @@ struct InspectOptions {
   bool tensors = true, metadata = false, json = false;
 };
 
-double bits(uint64_t bytes, uint64_t weights) { return Totals{1, weights, bytes}.bits_per_weight(); }
+double bits(uint64_t bytes, uint64_t weights) {
+  return Totals{1, weights, bytes}.bits_per_weight();
+}
 
 const char* kind_text(const std::string& kind) {
   if (kind == "gguf") return "GGUF file";
@@ -62,7 +63,8 @@ std::vector<std::pair<std::string, std::string>> config_rows(const ModelConfig& 
   add("architecture", arch_name(c.arch));
   std::string layers = std::to_string(c.layers.size());
   if (sliding > 0) layers += " (" + std::to_string(sliding) + " see " + std::to_string(c.sliding_window) + " tokens)";
-  if (c.kv_shared_layers > 0) layers += ", the last " + std::to_string(c.kv_shared_layers) + " without K/V of their own";
+  if (c.kv_shared_layers > 0)
+    layers += ", the last " + std::to_string(c.kv_shared_layers) + " without K/V of their own";
   add("layers", layers);
   add("hidden", std::to_string(c.hidden));
   add("feed-forward", per_layer(c, [](const LayerConfig& l) { return l.ffn; }));
@@ -75,13 +77,16 @@ std::vector<std::pair<std::string, std::string>> config_rows(const ModelConfig& 
   return rows;
 }
 
-void print_row(const std::string& label, const std::string& text) { std::printf("%-16s %s\n", label.c_str(), text.c_str()); }
+void print_row(const std::string& label, const std::string& text) {
+  std::printf("%-16s %s\n", label.c_str(), text.c_str());
+}
 
 void print_types(const ModelSummary& summary) {
   std::printf("\n%-6s %8s %14s %14s %12s\n", "type", "tensors", "weights", "bytes", "bits/weight");
   for (const auto& [type, t] : summary.totals_by_type()) {
     std::printf("%-6s %8llu %14llu %14llu %12.3f\n", type.c_str(), static_cast<unsigned long long>(t.tensors),
-                static_cast<unsigned long long>(t.weights), static_cast<unsigned long long>(t.bytes), t.bits_per_weight());
+                static_cast<unsigned long long>(t.weights), static_cast<unsigned long long>(t.bytes),
+                t.bits_per_weight());
   }
 }
 
@@ -94,8 +99,8 @@ void print_tensors(const ModelSummary& summary) {
   const int names = static_cast<int>(name_width), shapes = static_cast<int>(shape_width);
   std::printf("\n%-*s  %-*s  %-6s %14s %12s\n", names, "tensor", shapes, "shape", "type", "bytes", "bits/weight");
   for (const TensorSummary& t : summary.tensors) {
-    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, t.name.c_str(), shapes, shape_text(t.shape).c_str(), dtype_name(t.dtype),
-                static_cast<unsigned long long>(t.bytes), bits(t.bytes, t.weights));
+    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, t.name.c_str(), shapes, shape_text(t.shape).c_str(),
+                dtype_name(t.dtype), static_cast<unsigned long long>(t.bytes), bits(t.bytes, t.weights));
   }
 }
 
@@ -107,12 +112,15 @@ void print_summary(const ModelSummary& summary, const InspectOptions& options) {
     for (const auto& [label, text] : config_rows(*summary.config)) print_row(label, text);
   }
   char size[96];
-  std::snprintf(size, sizeof size, "%llu weights in %llu tensors", static_cast<unsigned long long>(totals.weights), static_cast<unsigned long long>(totals.tensors));
+  std::snprintf(size, sizeof size, "%llu weights in %llu tensors", static_cast<unsigned long long>(totals.weights),
+                static_cast<unsigned long long>(totals.tensors));
   print_row("tensors", size);
-  std::snprintf(size, sizeof size, "%s on disk, %.3f bits per weight", bytes_text(summary.file_bytes).c_str(), totals.bits_per_weight());
+  std::snprintf(size, sizeof size, "%s on disk, %.3f bits per weight", bytes_text(summary.file_bytes).c_str(),
+                totals.bits_per_weight());
   print_row("size", size);
   if (options.metadata) std::printf("\n");
-  for (const auto& [key, value] : options.metadata ? summary.metadata : decltype(summary.metadata){}) std::printf("%s = %s\n", key.c_str(), value.c_str());
+  for (const auto& [key, value] : options.metadata ? summary.metadata : decltype(summary.metadata){})
+    std::printf("%s = %s\n", key.c_str(), value.c_str());
   print_types(summary);
   if (options.tensors) print_tensors(summary);
 }
@@ -124,10 +132,19 @@ Json totals_json(const Totals& t) {
 }
 
 Json config_json(const ModelConfig& c) {
-  Json json = {{"architecture", arch_name(c.arch)}, {"layers", c.layers.size()}, {"hidden", c.hidden}, {"heads", c.heads},
-               {"vocab", c.vocab}, {"context", c.context}, {"tied", c.tied}};
+  Json json = {{"architecture", arch_name(c.arch)},
+               {"layers", c.layers.size()},
+               {"hidden", c.hidden},
+               {"heads", c.heads},
+               {"vocab", c.vocab},
+               {"context", c.context},
+               {"tied", c.tied}};
   for (const LayerConfig& l : c.layers) {
-    json["per_layer"].push_back({{"sliding", l.sliding}, {"ffn", l.ffn}, {"kv_heads", l.kv_heads}, {"head_dim", l.head_dim}, {"kv_source", l.kv_source}});
+    json["per_layer"].push_back({{"sliding", l.sliding},
+                                 {"ffn", l.ffn},
+                                 {"kv_heads", l.kv_heads},
+                                 {"head_dim", l.head_dim},
+                                 {"kv_source", l.kv_source}});
   }
   return json;
 }
@@ -146,7 +163,11 @@ Json summary_json(const ModelSummary& summary, const InspectOptions& options) {
   if (options.tensors) {
     json["tensor_list"] = Json::array();
     for (const TensorSummary& t : summary.tensors) {
-      json["tensor_list"].push_back({{"name", t.name}, {"type", dtype_name(t.dtype)}, {"shape", t.shape}, {"weights", t.weights}, {"bytes", t.bytes},
+      json["tensor_list"].push_back({{"name", t.name},
+                                     {"type", dtype_name(t.dtype)},
+                                     {"shape", t.shape},
+                                     {"weights", t.weights},
+                                     {"bytes", t.bytes},
                                      {"bits_per_weight", bits(t.bytes, t.weights)}});
     }
   }
@@ -156,8 +177,10 @@ Json summary_json(const ModelSummary& summary, const InspectOptions& options) {
 void run_inspect(const InspectOptions& options) {
   const ModelSummary summary = summarize(options.path);
   for (const std::string& notice : summary.notices) std::fprintf(stderr, "%s\n", notice.c_str());
-  if (options.json) std::printf("%s\n", summary_json(summary, options).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-  else print_summary(summary, options);
+  if (options.json)
+    std::printf("%s\n", summary_json(summary, options).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+  else
+    print_summary(summary, options);
 }
 
 }  // namespace
@@ -165,8 +188,12 @@ void run_inspect(const InspectOptions& options) {
 void add_inspect_command(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand("inspect", "What is in a file or directory");
-  command->add_option("MODEL", options->path, "GGUF file, Hugging Face directory, quantized checkpoint, or any safetensors file")->required();
-  command->add_flag("--tensors,!--no-tensors", options->tensors, "The table of tensors (it is there unless --no-tensors)");
+  command
+      ->add_option("MODEL", options->path,
+                   "GGUF file, Hugging Face directory, quantized checkpoint, or any safetensors file")
+      ->required();
+  command->add_flag("--tensors,!--no-tensors", options->tensors,
+                    "The table of tensors (it is there unless --no-tensors)");
   command->add_flag("--metadata", options->metadata, "Also the metadata of a GGUF or safetensors file");
   command->add_flag("--json", options->json, "Print JSON: path, kind, config, totals, types, tensor_list");
   command->footer("Example:\n  qat inspect gemma-q4_0.gguf --metadata --no-tensors");

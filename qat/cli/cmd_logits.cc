@@ -1,9 +1,8 @@
 // qat logits: token ids in, float32 logits out, so that anyone can compare this engine with any other program.
+#include <CLI/CLI.hpp>
 #include <charconv>
 #include <filesystem>
 #include <optional>
-
-#include <CLI/CLI.hpp>
 
 #include "format/error.h"
 #include "format/safetensors.h"
@@ -35,7 +34,8 @@ IdMatrix read_ids_safetensors(const std::string& path) {
   const Safetensors file(path);
   const TensorView& view = file.at("input_ids");
   const size_t rank = view.shape.size();
-  if (rank != 1 && rank != 2) fail(path, ": input_ids: expected shape [sequences, tokens] or [tokens], found ", shape_text(view.shape));
+  if (rank != 1 && rank != 2)
+    fail(path, ": input_ids: expected shape [sequences, tokens] or [tokens], found ", shape_text(view.shape));
   return {rank == 2 ? view.shape[0] : 1, view.shape.back(), to_ints(view, path)};
 }
 
@@ -64,9 +64,9 @@ IdMatrix read_ids_text(const std::string& path) {
     } else {
       int64_t id = 0;
       const auto [end, error] = std::from_chars(text.data() + at, text.data() + text.size(), id);
-      const size_t next = static_cast<size_t>(end - text.data());
-      const bool ends_well = next == text.size() || std::string(" \t,\r\n").find(text[next]) != std::string::npos;
-      if (error != std::errc() || !ends_well) fail(path, ":", line, ": expected token ids, found \"", text.substr(at, 20), "\"");
+      const size_t next = std::min(text.find_first_of(" \t,\r\n", at), text.size());
+      if (error != std::errc() || end != text.data() + next)
+        fail(path, ":", line, ": expected token ids, found \"", text.substr(at, std::min<size_t>(next - at, 40)), "\"");
       matrix.ids.push_back(id);
       ++in_line;
       at = next;
@@ -83,7 +83,8 @@ IdMatrix read_ids(const std::string& path, int64_t vocab) {
     const int64_t id = matrix.ids[i];
     if (id >= 0 && id < vocab) continue;
     const int64_t index = static_cast<int64_t>(i);
-    fail(path, ": sequence ", index / matrix.cols, ", token ", index % matrix.cols, ": expected an id below ", vocab, " (the model's vocabulary), found ", id);
+    fail(path, ": sequence ", index / matrix.cols, ", token ", index % matrix.cols, ": expected an id below ", vocab,
+         " (the model's vocabulary), found ", id);
   }
   return matrix;
 }
@@ -94,7 +95,8 @@ void run_logits(const LogitsOptions& options) {
   const int64_t vocab = engine.config().vocab;
   const IdMatrix matrix = read_ids(options.ids, vocab);
   const InterruptGuard guard;
-  SafetensorsWriter writer(options.out, {{"input_ids", DType::I64, {matrix.rows, matrix.cols}}, {"logits", DType::F32, {matrix.rows, matrix.cols, vocab}}});
+  SafetensorsWriter writer(options.out, {{"input_ids", DType::I64, {matrix.rows, matrix.cols}},
+                                         {"logits", DType::F32, {matrix.rows, matrix.cols, vocab}}});
   writer.append(matrix.ids.data(), matrix.ids.size() * sizeof(int64_t));
   std::vector<float> logits(static_cast<size_t>(std::min(kPiece, matrix.cols) * vocab));
   KvCache cache(engine.config(), matrix.cols);
@@ -113,8 +115,8 @@ void run_logits(const LogitsOptions& options) {
   }
   writer.commit();
   bar.finish();
-  std::printf("%s: logits of %lld sequences of %lld tokens, vocabulary %lld\n", options.out.c_str(), static_cast<long long>(matrix.rows),
-              static_cast<long long>(matrix.cols), static_cast<long long>(vocab));
+  std::printf("%s: logits of %lld sequences of %lld tokens, vocabulary %lld\n", options.out.c_str(),
+              static_cast<long long>(matrix.rows), static_cast<long long>(matrix.cols), static_cast<long long>(vocab));
 }
 
 }  // namespace
@@ -122,12 +124,18 @@ void run_logits(const LogitsOptions& options) {
 void add_logits_command(CLI::App& app) {
   auto options = std::make_shared<LogitsOptions>();
   CLI::App* command = app.add_subcommand("logits", "Float32 logits of given token ids");
-  command->add_option("MODEL", options->model, "GGUF file, Hugging Face directory or quantized checkpoint")->required();
-  command->add_option("--ids", options->ids, "Safetensors file with input_ids [n, t], or text: a sequence of ids per line, all of one length")
-      ->required()->type_name("FILE");
-  command->add_option("--out", options->out, "Safetensors file: input_ids I64 [n, t], logits F32 [n, t, vocabulary]")->required()->type_name("FILE");
+  command->add_option("MODEL", options->model, kModelHelp)->required();
+  command
+      ->add_option("--ids", options->ids,
+                   "Safetensors file with input_ids [n, t], or text: a sequence of ids per line, all of one length")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--out", options->out, "Safetensors file: input_ids I64 [n, t], logits F32 [n, t, vocabulary]")
+      ->required()
+      ->type_name("FILE");
   add_engine_options(*command, options->engine, true);
-  command->footer("Example:\n  echo 2 651 4320 8426 > ids.txt && qat logits model.gguf --ids ids.txt --out logits.safetensors");
+  command->footer(
+      "Example:\n  echo 2 651 4320 8426 > ids.txt && qat logits model.gguf --ids ids.txt --out logits.safetensors");
   command->callback([options] { run_logits(*options); });
 }
 

@@ -1,7 +1,6 @@
 // qat quantize: post-training quantization of a Hugging Face directory into a quantized checkpoint.
-#include <filesystem>
-
 #include <CLI/CLI.hpp>
+#include <filesystem>
 
 #include "export/ptq.h"
 #include "format/error.h"
@@ -35,7 +34,8 @@ PtqMethod take_method(QuantizeOptions& options) {
     const bool reference = rule == "llama.cpp" || rule == "reference", search = rule == "search" || rule == "mse";
     if (!reference && !search) fail("--rule: expected llama.cpp, search or PATTERN=TYPE, found \"", rule, "\"");
     if (named && search != searched) fail("--rule: both llama.cpp and search were given");
-    if (reference && !options.importance_texts.empty()) fail("--rule llama.cpp takes no --importance-text: use --rule search");
+    if (reference && !options.importance_texts.empty())
+      fail("--rule llama.cpp takes no --importance-text: use --rule search");
     searched = search;
     named = true;
   }
@@ -54,7 +54,8 @@ struct ActivationSums {
     Sum& sum = static_cast<ActivationSums*>(user)->by_name[name];
     sum.squares.resize(static_cast<size_t>(cols));
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < cols; ++c) sum.squares[static_cast<size_t>(c)] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
+      for (int64_t c = 0; c < cols; ++c)
+        sum.squares[static_cast<size_t>(c)] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
     }
     sum.rows += rows;
   }
@@ -63,7 +64,8 @@ struct ActivationSums {
     Importance importance;
     for (const auto& [name, sum] : by_name) {
       std::vector<float>& mean = importance[name];
-      for (const double square : sum.squares) mean.push_back(static_cast<float>(square / static_cast<double>(sum.rows)));
+      for (const double square : sum.squares)
+        mean.push_back(static_cast<float>(square / static_cast<double>(sum.rows)));
     }
     return importance;
   }
@@ -103,7 +105,8 @@ void run_quantize(QuantizeOptions options) {
   const Plan plan = make_plan(options.plan);
   check_output_directory(options.out, "qat_plan.json");
   std::error_code ignored;
-  if (std::filesystem::equivalent(options.model, options.out, ignored)) fail("--out: ", options.out, " is the model itself");
+  if (std::filesystem::equivalent(options.model, options.out, ignored))
+    fail("--out: ", options.out, " is the model itself");
   const InterruptGuard guard;
   Importance importance;
   if (!options.importance_texts.empty()) {
@@ -127,24 +130,44 @@ void run_quantize(QuantizeOptions options) {
 void add_quantize_command(CLI::App& app) {
   auto options = std::make_shared<QuantizeOptions>();
   CLI::App* command = app.add_subcommand("quantize", "Quantize a checkpoint without training (PTQ)");
-  command->add_option("HF_DIR", options->model, "Hugging Face directory: config.json, *.safetensors, tokenizer")->required();
-  command->add_option("--plan", options->plan.name, "Which type each tensor gets, as llama-quantize chooses: q4_0, q8_0, bf16, f16, f32")
-      ->required()->type_name("NAME");
+  command->add_option("HF_DIR", options->model, "Hugging Face directory: config.json, *.safetensors, tokenizer")
+      ->required();
+  command
+      ->add_option("--plan", options->plan.name,
+                   "Which type each tensor gets, as llama-quantize chooses: q4_0, q8_0, bf16, f16, f32")
+      ->required()
+      ->type_name("NAME");
   command->add_option("--out", options->out, "Directory of the quantized checkpoint")->required()->type_name("DIR");
-  command->add_option("--rule,--method", options->rules,
-                      "How Q4_0 scales are chosen: llama.cpp (its reference rule, the default; also: reference) or search (least squared "
-                      "error; also: mse). Or PATTERN=TYPE, as --tensor-type; may be repeated")->allow_extra_args(false)->type_name("RULE");
-  command->add_option("--tensor-type", options->plan.rules, "Tensors whose name matches the regular expression get this type; may be repeated")
-      ->allow_extra_args(false)->type_name("PATTERN=TYPE");
-  command->add_option("--token-embedding-type", options->plan.embedding_type, "Type of the embedding tables")->type_name("TYPE");
-  command->add_option("--output-tensor-type", options->plan.output_type, "Type of the output matrix")->type_name("TYPE");
+  command
+      ->add_option("--rule,--method", options->rules,
+                   "How Q4_0 scales are chosen: llama.cpp (its reference rule, the default; also: reference) or search "
+                   "(least squared "
+                   "error; also: mse). Or PATTERN=TYPE, as --tensor-type; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("RULE");
+  command
+      ->add_option("--tensor-type", options->plan.rules,
+                   "Tensors whose name matches the regular expression get this type; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("PATTERN=TYPE");
+  command->add_option("--token-embedding-type", options->plan.embedding_type, "Type of the embedding tables")
+      ->type_name("TYPE");
+  command->add_option("--output-tensor-type", options->plan.output_type, "Type of the output matrix")
+      ->type_name("TYPE");
   command->add_flag("--pure", options->plan.pure, "Every matrix gets the plan's type, embeddings and output too");
-  command->add_option("--importance-text", options->importance_texts,
-                      "Weigh squared errors by the activations that these texts cause (chooses --rule search); one or more")->type_name("FILE");
-  command->add_option("--importance-chunks", options->importance_chunks, "Use at most so many chunks of 512 tokens of them")
-      ->check(whole_number(1))->type_name("N");
+  command
+      ->add_option(
+          "--importance-text", options->importance_texts,
+          "Weigh squared errors by the activations that these texts cause (chooses --rule search); one or more")
+      ->type_name("FILE");
+  command
+      ->add_option("--importance-chunks", options->importance_chunks,
+                   "Use at most so many chunks of 512 tokens of them")
+      ->check(whole_number(1))
+      ->type_name("N");
   add_engine_options(*command, options->engine, false);
-  command->footer("Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4");
+  command->footer(
+      "Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4");
   command->callback([options] { run_quantize(*options); });
 }
 

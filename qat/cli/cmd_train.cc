@@ -1,12 +1,11 @@
 // qat train: merges the recipe, lets the teacher write its data, and hands over to qat-train, which links LibTorch.
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <sstream>
-
-#include <CLI/CLI.hpp>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -20,8 +19,8 @@ namespace fs = std::filesystem;
 namespace {
 
 struct TrainOptions {
-  std::string recipe;                             // file
-  std::vector<std::string> assignments;           // --set
+  std::string recipe;                                        // file
+  std::vector<std::string> assignments;                      // --set
   std::string model, out, plan, steps, lr, device, threads;  // flags: the keys of the same name
   std::vector<std::string> data;
   bool resume = false;
@@ -42,9 +41,9 @@ Recipe merge_recipe(const TrainOptions& options) {
     recipe = recipe_from_file(resolved);
   }
   for (const std::string& assignment : options.assignments) recipe_set(recipe, assignment);
-  const std::pair<const char*, const std::string*> flags[] = {{"model", &options.model}, {"out", &options.out},       {"plan", &options.plan},
-                                                              {"steps", &options.steps}, {"lr", &options.lr},         {"device", &options.device},
-                                                              {"threads", &options.threads}};
+  const std::pair<const char*, const std::string*> flags[] = {
+      {"model", &options.model}, {"out", &options.out},       {"plan", &options.plan},      {"steps", &options.steps},
+      {"lr", &options.lr},       {"device", &options.device}, {"threads", &options.threads}};
   for (const auto& [key, value] : flags) {
     if (!value->empty()) recipe_set(recipe, std::string(key) + "=" + *value);
   }
@@ -76,14 +75,16 @@ void write_teacher_data(const Recipe& recipe) {
   if (samples_match(file, teacher, request)) return;
   EngineOptions engine;
   engine.threads = static_cast<int>(recipe.threads);
-  std::fprintf(stderr, "%s writes %lld sequences of %lld tokens to %s\n", teacher.c_str(), static_cast<long long>(request.count),
-               static_cast<long long>(request.length), file.c_str());
+  std::fprintf(stderr, "%s writes %lld sequences of %lld tokens to %s\n", teacher.c_str(),
+               static_cast<long long>(request.count), static_cast<long long>(request.length), file.c_str());
   write_samples(teacher, request, engine, file);
 }
 
 // --- The trainer ---
 
-bool is_program(const fs::path& path) { return fs::is_regular_file(path) && access(path.c_str(), X_OK) == 0; }
+bool is_program(const fs::path& path) {
+  return fs::is_regular_file(path) && access(path.c_str(), X_OK) == 0;
+}
 
 // Beside this executable, in ../libexec, or in PATH; empty when there is none.
 fs::path find_trainer() {
@@ -118,10 +119,14 @@ void run_train(const TrainOptions& options) {
   const Recipe recipe = merge_recipe(options);
   const fs::path trainer = find_trainer();
   if (trainer.empty()) {
-    fail(kTrainer, " is neither beside this program nor in PATH: this build has no training; install LibTorch and build with -DQAT_TRAINING=ON (README.md)");
+    fail(kTrainer,
+         " is neither beside this program nor in PATH: this build has no training; install LibTorch and build with "
+         "-DQAT_TRAINING=ON (README.md)");
   }
-  if (options.resume) check_resumable(recipe);
-  else check_output_directory(recipe.out, "recipe.toml");
+  if (options.resume)
+    check_resumable(recipe);
+  else
+    check_output_directory(recipe.out, "recipe.toml");
   std::error_code error;
   fs::create_directories(recipe.out, error);
   if (error) fail(recipe.out, ": cannot create the directory: ", error.message());
@@ -134,19 +139,28 @@ void run_train(const TrainOptions& options) {
 
 void add_train_command(CLI::App& app) {
   auto options = std::make_shared<TrainOptions>();
-  CLI::App* command = app.add_subcommand("train", "Fine-tune a checkpoint so that it survives quantization (QAT), or plainly");
-  command->add_option("RECIPE.toml", options->recipe, "What to do; `qat recipe --explain` lists its keys. Flags come on top of it");
-  command->add_option("--set", options->assignments, "Change one key of the recipe; may be repeated")->allow_extra_args(false)->type_name("KEY=VALUE");
+  CLI::App* command =
+      app.add_subcommand("train", "Fine-tune a checkpoint so that it survives quantization (QAT), or plainly");
+  command->add_option("RECIPE.toml", options->recipe,
+                      "What to do; `qat recipe --explain` lists its keys. Flags come on top of it");
+  command->add_option("--set", options->assignments, "Change one key of the recipe; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("KEY=VALUE");
   command->add_option("--model", options->model, "Hugging Face directory to train")->type_name("DIR");
   command->add_option("--out", options->out, "Directory of the result, its checkpoints and metrics")->type_name("DIR");
   command->add_option("--plan", options->plan, "q4_0, q8_0, ...; none: plain float training")->type_name("NAME");
-  command->add_option("--data", options->data, "Text file, directory of them, or \"teacher\"; may be repeated")->allow_extra_args(false)->type_name("FILE");
+  command->add_option("--data", options->data, "Text file, directory of them, or \"teacher\"; may be repeated")
+      ->allow_extra_args(false)
+      ->type_name("FILE");
   command->add_option("--steps", options->steps, "Optimizer steps")->type_name("N");
   command->add_option("--lr", options->lr, "Peak learning rate")->type_name("X");
   command->add_option("--device", options->device, "cpu, cuda, cuda:1")->type_name("D");
   command->add_option("--threads", options->threads, "Processor threads; 0: all")->type_name("N");
-  command->add_flag("--resume", options->resume, "Go on from the last checkpoint in the output directory, with its recipe unless one is given");
-  command->footer("Example:\n  qat train recipes/q4_0.toml --model gemma/ --data text.txt --out runs/gemma-q4\n  qat train --resume --out runs/gemma-q4");
+  command->add_flag("--resume", options->resume,
+                    "Go on from the last checkpoint in the output directory, with its recipe unless one is given");
+  command->footer(
+      "Example:\n  qat train recipes/q4_0.toml --model gemma/ --data text.txt --out runs/gemma-q4\n  qat train "
+      "--resume --out runs/gemma-q4");
   command->callback([options] { run_train(*options); });
 }
 

@@ -1,5 +1,5 @@
-// One function per command: declares its options on the parser and what runs when it is chosen. Results go to stdout, progress
-// and notices to stderr; faults are thrown (Error) and become one line and an exit status in main.
+// One function per command: declares its options on the parser and what runs when it is chosen. Results go to stdout,
+// progress and notices to stderr; faults are thrown (Error) and become one line and an exit status in main.
 #pragma once
 
 namespace CLI {

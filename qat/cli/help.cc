@@ -5,14 +5,16 @@
 namespace qat {
 namespace {
 
-constexpr size_t kNames = 34;    // columns of the names
-constexpr size_t kWidth = 100;   // columns in all
+constexpr size_t kNames = 34;   // columns of the names
+constexpr size_t kWidth = 100;  // columns in all
 
 // "  --tokens N [128]    what it is", the text wrapped beside the names.
 std::string entry(const std::string& names, const std::string& description) {
   std::string out = "  " + names;
-  if (out.size() + 2 > kNames) out += "\n" + std::string(kNames, ' ');
-  else out.append(kNames - out.size(), ' ');
+  if (out.size() + 2 > kNames)
+    out += "\n" + std::string(kNames, ' ');
+  else
+    out.append(kNames - out.size(), ' ');
   size_t column = kNames;
   std::istringstream words(description);
   for (std::string word; words >> word;) {
@@ -36,7 +38,8 @@ std::string HelpFormatter::make_usage(const CLI::App* app, std::string name) con
     const std::string text = option->get_name(true, false);
     usage += option->get_required() ? " " + text : " [" + text + "]";
   }
-  for (const CLI::Option* option : app->get_options([](const CLI::Option* o) { return !o->get_positional() && o->get_required(); })) {
+  for (const CLI::Option* option :
+       app->get_options([](const CLI::Option* o) { return !o->get_positional() && o->get_required(); })) {
     usage += " --" + option->get_lnames().front() + " " + option->get_type_name();
   }
   const bool has_commands = !app->get_subcommands([](const CLI::App*) { return true; }).empty();
@@ -57,6 +60,8 @@ std::string HelpFormatter::make_option(const CLI::Option* option, bool is_positi
   return entry(names, option->get_description());
 }
 
-std::string HelpFormatter::make_subcommand(const CLI::App* command) const { return entry(command->get_name(), command->get_description()); }
+std::string HelpFormatter::make_subcommand(const CLI::App* command) const {
+  return entry(command->get_name(), command->get_description());
+}
 
 }  // namespace qat

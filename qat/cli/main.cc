@@ -28,7 +28,8 @@ int report(const std::string& text) {
 
 std::vector<std::string> command_names(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   return names;
 }
 
@@ -48,12 +49,14 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
     if (extras.empty()) return std::string(error.what()) + "; see `qat --help`";
     const bool flag = extras[0][0] == '-';
     const std::string hint = suggestion(extras[0], flag ? flag_names(app) : command_names(app));
-    return std::string(flag ? "unknown option \"" : "unknown command \"") + extras[0] + "\"" + (hint.empty() ? "; see `qat --help`" : hint);
+    return std::string(flag ? "unknown option \"" : "unknown command \"") + extras[0] + "\"" +
+           (hint.empty() ? "; see `qat --help`" : hint);
   }
   const CLI::App& command = *chosen.front();
   const std::string see = "; see `qat " + command.get_name() + " --help`";
   const std::vector<std::string> extras = command.remaining();
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr || extras.empty()) return command.get_name() + ": " + error.what() + see;
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr || extras.empty())
+    return command.get_name() + ": " + error.what() + see;
   if (extras[0][0] != '-') return command.get_name() + ": unexpected argument \"" + extras[0] + "\"" + see;
   const std::string hint = suggestion(extras[0], flag_names(command));
   return command.get_name() + ": unknown option \"" + extras[0] + "\"" + (hint.empty() ? see : hint);
@@ -88,19 +91,23 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
     return report(usage_error(app, error));
   }
   std::cout.flush();
-  if (!std::cout || std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return report("standard output: cannot write (device full?)");
+  if (!std::cout || std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return report("standard output: cannot write (device full?)");
   return 0;
 }
 
 int run(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is then a failed write, which is reported
-  CLI::App app("Quantization-aware training and export of language models.\n"
-               "MODEL is a GGUF file, a Hugging Face directory or a quantized checkpoint, told apart by content.", "qat");
-  app.footer("Example: from a checkpoint to a Q4_0 file, and what it cost\n"
-             "  qat quantize gemma/ --plan q4_0 --out gemma-q4\n"
-             "  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n"
-             "  qat eval gemma-q4_0.gguf --base gemma/ --text text.txt\n"
-             "`qat COMMAND --help` says more about each.");
+  CLI::App app(
+      "Quantization-aware training and export of language models.\n"
+      "MODEL is a GGUF file, a Hugging Face directory or a quantized checkpoint, told apart by content.",
+      "qat");
+  app.footer(
+      "Example: from a checkpoint to a Q4_0 file, and what it cost\n"
+      "  qat quantize gemma/ --plan q4_0 --out gemma-q4\n"
+      "  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n"
+      "  qat eval gemma-q4_0.gguf --base gemma/ --text text.txt\n"
+      "`qat COMMAND --help` says more about each.");
   add_commands(app);
   if (argc == 1) {
     std::cerr << app.help();
@@ -125,4 +132,6 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace qat
 
-int main(int argc, char** argv) { return qat::run(argc, argv); }
+int main(int argc, char** argv) {
+  return qat::run(argc, argv);
+}

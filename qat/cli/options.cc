@@ -2,12 +2,11 @@
 
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <charconv>
 #include <csignal>
 #include <filesystem>
 #include <sstream>
-
-#include <CLI/CLI.hpp>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -18,7 +17,9 @@ namespace {
 
 volatile std::sig_atomic_t g_signal = 0;
 
-extern "C" void note_signal(int signal) { g_signal = signal; }
+extern "C" void note_signal(int signal) {
+  g_signal = signal;
+}
 
 void set_handler(void (*handler)(int), int flags) {
   struct sigaction action {};
@@ -29,7 +30,9 @@ void set_handler(void (*handler)(int), int flags) {
   sigaction(SIGTERM, &action, nullptr);
 }
 
-std::string expected(const std::string& what, const std::string& found) { return "expected " + what + ", found \"" + found + "\""; }
+std::string expected(const std::string& what, const std::string& found) {
+  return "expected " + what + ", found \"" + found + "\"";
+}
 
 // Shortest decimal text: "0.95", "100".
 std::string plain(double x) {
@@ -47,7 +50,9 @@ ValueCheck whole_number(int64_t min, int64_t max) {
     const bool whole = error == std::errc() && end == text.data() + text.size();
     if (whole && value >= min && value <= max) return "";
     const bool bounded = max != std::numeric_limits<int64_t>::max();
-    return expected(bounded ? "a whole number from " + std::to_string(min) + " to " + std::to_string(max) : "a whole number, at least " + std::to_string(min), text);
+    return expected(bounded ? "a whole number from " + std::to_string(min) + " to " + std::to_string(max)
+                            : "a whole number, at least " + std::to_string(min),
+                    text);
   };
 }
 
@@ -73,13 +78,17 @@ ValueCheck one_of(std::vector<std::string> names) {
 }
 
 void add_engine_options(CLI::App& command, EngineOptions& options, bool reference) {
-  command.add_option("--threads", options.threads, "Processor threads; 0: all")->check(whole_number(0, 4096))->type_name("N");
-  if (reference) command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
+  command.add_option("--threads", options.threads, "Processor threads; 0: all")
+      ->check(whole_number(0, 4096))
+      ->type_name("N");
+  if (reference)
+    command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
 }
 
 DType grid_from_name(const std::string& name, const std::string& flag) {
   const DTypeInfo* info = find_dtype_by_name(name);
-  if (info == nullptr || !is_grid(info->id)) fail(flag, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
+  if (info == nullptr || !is_grid(info->id))
+    fail(flag, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
   return info->id;
 }
 
@@ -141,7 +150,9 @@ InterruptGuard::InterruptGuard() {
   g_signal = 0;
   set_handler(note_signal, static_cast<int>(SA_RESETHAND));
 }
-InterruptGuard::~InterruptGuard() { set_handler(SIG_DFL, 0); }
+InterruptGuard::~InterruptGuard() {
+  set_handler(SIG_DFL, 0);
+}
 
 void throw_if_interrupted() {
   if (g_signal != 0) throw Interrupted{g_signal};

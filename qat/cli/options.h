@@ -1,4 +1,5 @@
-// What several commands share: options spelled alike everywhere, running a model, reading texts, writing over things, Ctrl-C.
+// What several commands share: options spelled alike everywhere, running a model, reading texts, writing over things,
+// Ctrl-C.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,8 @@ class Option;
 namespace qat {
 
 // --- Options ---
+
+constexpr const char* kModelHelp = "GGUF file, Hugging Face directory or quantized checkpoint";
 
 // Checks for CLI11 whose errors say what was expected and what was found.
 using ValueCheck = std::function<std::string(const std::string&)>;
@@ -54,15 +57,15 @@ std::string read_text(const std::string& path);  // throws Error when it is empt
 
 // --- Writing ---
 
-// Refuses, before any work is done, to replace a directory that is not empty and does not hold `marker` (a file that this
-// command writes; "": none is replaced).
+// Refuses, before any work is done, to replace a directory that is not empty and does not hold `marker` (a file that
+// this command writes; "": none is replaced).
 void check_output_directory(const std::string& path, const std::string& marker);
 void check_output_file(const std::string& path);  // its directory exists and takes files
 
 // --- Ctrl-C ---
 
-// While one lives, the first SIGINT or SIGTERM only raises a flag, and throw_if_interrupted() ends the command by an exception, so that
-// half-written files are removed on the way out. A second signal kills.
+// While one lives, the first SIGINT or SIGTERM only raises a flag, and throw_if_interrupted() ends the command by an
+// exception, so that half-written files are removed on the way out. A second signal kills.
 class InterruptGuard {
  public:
   InterruptGuard();

@@ -14,9 +14,10 @@ struct SampleRequest {
   uint64_t seed = 0;
 };
 
-// Samples at temperature 1 and writes the file whole or not at all. Its metadata says what it was made from: model_hash, count,
-// length, seed. Shows progress; Ctrl-C throws Interrupted.
-void write_samples(const std::string& model, const SampleRequest& request, const EngineOptions& engine, const std::string& out);
+// Samples at temperature 1 and writes the file whole or not at all. Its metadata says what it was made from:
+// model_hash, count, length, seed. Shows progress; Ctrl-C throws Interrupted.
+void write_samples(const std::string& model, const SampleRequest& request, const EngineOptions& engine,
+                   const std::string& out);
 
 // True when `path` holds what write_samples would write for this model and request.
 bool samples_match(const std::string& path, const std::string& model, const SampleRequest& request);

@@ -1,13 +1,13 @@
 #include "qat/cli/summary.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <filesystem>
-#include <set>
-
 #include <nlohmann/json.hpp>
-#include <xxhash.h>
+#include <set>
 
 #include "format/checkpoint.h"
 #include "format/error.h"
@@ -40,12 +40,15 @@ struct ValueText {
     }
   }
   template <class T>
-  std::string operator()(const T& value) const { return one(value); }
+  std::string operator()(const T& value) const {
+    return one(value);
+  }
   template <class T>
   std::string operator()(const std::vector<T>& list) const {
     constexpr size_t kShown = 8;
     std::string text = "[";
-    for (size_t i = 0; i < std::min(list.size(), kShown); ++i) text += (i == 0 ? "" : ", ") + one(static_cast<T>(list[i]));
+    for (size_t i = 0; i < std::min(list.size(), kShown); ++i)
+      text += (i == 0 ? "" : ", ") + one(static_cast<T>(list[i]));
     return list.size() > kShown ? text + ", ...] (" + std::to_string(list.size()) + ")" : text + "]";
   }
 };
@@ -148,7 +151,8 @@ std::vector<std::string> weight_files(const std::string& path) {
   if (!fs::is_directory(path)) return {path};
   const fs::path single = fs::path(path) / "model.safetensors", index = fs::path(path) / "model.safetensors.index.json";
   if (fs::exists(single)) return {single.string()};
-  if (!fs::exists(index)) fail(path, ": expected model.safetensors or model.safetensors.index.json in the directory, found neither");
+  if (!fs::exists(index))
+    fail(path, ": expected model.safetensors or model.safetensors.index.json in the directory, found neither");
   const auto json = nlohmann::json::parse(read_file(index.string()), nullptr, false);
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     fail(index.string(), ": expected a JSON object with \"weight_map\"");
@@ -171,7 +175,8 @@ uint64_t model_size_bytes(const std::string& path) {
 
 std::string model_hash(const std::string& path) {
   std::vector<std::string> files = weight_files(path);
-  for (const char* name : {"config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "qat_plan.json"}) {
+  for (const char* name :
+       {"config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "qat_plan.json"}) {
     const fs::path file = fs::path(path) / name;
     if (fs::exists(file)) files.push_back(file.string());
   }

@@ -23,17 +23,20 @@ struct TensorSummary {
 
 struct Totals {
   uint64_t tensors = 0, weights = 0, bytes = 0;
-  double bits_per_weight() const { return weights == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(weights); }
+  double bits_per_weight() const {
+    return weights == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
+  }
 };
 
 struct ModelSummary {
   std::string path;
-  std::string kind;                         // "gguf", "hf_directory", "quantized_checkpoint", "safetensors"
-  std::optional<ModelConfig> config;        // absent when the file holds no model that this program knows
+  std::string kind;                   // "gguf", "hf_directory", "quantized_checkpoint", "safetensors"
+  std::optional<ModelConfig> config;  // absent when the file holds no model that this program knows
   std::vector<std::string> notices;
-  std::vector<TensorSummary> tensors;       // file order; for a quantized checkpoint, the tensors that its parts make up
-  std::vector<std::pair<std::string, std::string>> metadata;  // keys of a GGUF or safetensors file, values as text (long arrays cut)
-  uint64_t file_bytes = 0;                  // of the files that hold the weights, headers included
+  std::vector<TensorSummary> tensors;  // file order; for a quantized checkpoint, the tensors that its parts make up
+  std::vector<std::pair<std::string, std::string>>
+      metadata;             // keys of a GGUF or safetensors file, values as text (long arrays cut)
+  uint64_t file_bytes = 0;  // of the files that hold the weights, headers included
 
   Totals totals() const;
   std::map<std::string, Totals> totals_by_type() const;

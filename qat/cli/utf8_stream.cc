@@ -29,7 +29,8 @@ std::string Utf8Stream::add(const std::string& bytes) {
   std::string out;
   for (const char c : bytes) {
     const auto byte = static_cast<unsigned char>(c);
-    if (!pending_.empty() && !may_follow(static_cast<unsigned char>(pending_[0]), pending_.size(), byte)) out += finish();
+    if (!pending_.empty() && !may_follow(static_cast<unsigned char>(pending_[0]), pending_.size(), byte))
+      out += finish();
     if (pending_.empty() && sequence_length(byte) == 0) {
       out += kReplacement;
       continue;

@@ -1,9 +1,9 @@
 // What people see while they wait.
 #include "qat/progress.h"
 
-#include <algorithm>
-
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 namespace qat {
 namespace {
@@ -37,7 +37,8 @@ TEST(Progress, Bytes) {
 }
 
 TEST(Progress, LineHasEveryPart) {
-  EXPECT_EQ(progress_line("train", 0.5, "loss 1.25", 200, 80, true), "train  50% ████████████████████░░░░░░░░░░░░░░░░░░░░  loss 1.25  3 min 20 s left");
+  EXPECT_EQ(progress_line("train", 0.5, "loss 1.25", 200, 80, true),
+            "train  50% ████████████████████░░░░░░░░░░░░░░░░░░░░  loss 1.25  3 min 20 s left");
   EXPECT_EQ(progress_line("eval", 0.25, "", -1, 40, false), "eval  25% #######......................");
   EXPECT_EQ(progress_line("x", 0.999, "", -1, 14, true), "x  99% ");
 }

@@ -1,10 +1,10 @@
 // Recipes: what a file may say, and the one line that a wrong one gets.
 #include "qat/recipe.h"
 
-#include <fstream>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <fstream>
 
 #include "format/error.h"
 #include "qat/nearest.h"
@@ -67,7 +67,8 @@ lr = 1
 beta1 = 0.5
 seed = 9223372036854770000
 gradient_checkpointing = true
-)", "r.toml");
+)",
+                                    "r.toml");
   EXPECT_EQ(r.model, "in");
   EXPECT_EQ(r.rules, (std::vector<std::string>{"ffn_down=q8_0", "a\"b=f16"}));
   EXPECT_EQ(r.data, std::vector<std::string>{"one.txt"});
@@ -104,24 +105,32 @@ TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
   EXPECT_EQ(rows, 35u);
   const size_t strings = 8, lists = 2, wholes = 14, numbers = 10, flags = 1;
   EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
-  EXPECT_EQ(sizeof(Recipe), strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
+  EXPECT_EQ(sizeof(Recipe),
+            strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
 }
 
 TEST(Recipe, ErrorsNameFileLineAndWhatWasMeant) {
-  EXPECT_THAT(parse_error("[train]\nstpes = 3\n"), AllOf(HasSubstr("r.toml:2: unknown key \"stpes\""), HasSubstr("did you mean \"steps\"?")));
-  EXPECT_THAT(parse_error("[train]\nzzzzzzzzzzz = 3\n"), AllOf(HasSubstr("unknown key"), Not(HasSubstr("did you mean")), HasSubstr("--explain")));
-  EXPECT_THAT(parse_error("[trian]\nsteps = 3\n"), HasSubstr("r.toml:1: unknown section [trian]: expected one of [model]"));
-  EXPECT_THAT(parse_error("steps = 3\n"), HasSubstr("r.toml:1: \"steps\" belongs in [train], found outside any section"));
+  EXPECT_THAT(parse_error("[train]\nstpes = 3\n"),
+              AllOf(HasSubstr("r.toml:2: unknown key \"stpes\""), HasSubstr("did you mean \"steps\"?")));
+  EXPECT_THAT(parse_error("[train]\nzzzzzzzzzzz = 3\n"),
+              AllOf(HasSubstr("unknown key"), Not(HasSubstr("did you mean")), HasSubstr("--explain")));
+  EXPECT_THAT(parse_error("[trian]\nsteps = 3\n"),
+              HasSubstr("r.toml:1: unknown section [trian]: expected one of [model]"));
+  EXPECT_THAT(parse_error("steps = 3\n"),
+              HasSubstr("r.toml:1: \"steps\" belongs in [train], found outside any section"));
   EXPECT_THAT(parse_error("stesp = 3\n"), HasSubstr("did you mean \"steps\"?"));
-  EXPECT_THAT(parse_error("[model]\nsteps = 3\n"), HasSubstr("r.toml:2: \"steps\" belongs in [train], found in [model]"));
-  EXPECT_THAT(parse_error("[train]\nsteps = \"many\"\n"), HasSubstr("r.toml:2: [train] steps: expected whole number, found the text \"many\""));
+  EXPECT_THAT(parse_error("[model]\nsteps = 3\n"),
+              HasSubstr("r.toml:2: \"steps\" belongs in [train], found in [model]"));
+  EXPECT_THAT(parse_error("[train]\nsteps = \"many\"\n"),
+              HasSubstr("r.toml:2: [train] steps: expected whole number, found the text \"many\""));
   EXPECT_THAT(parse_error("[train]\nsteps = 1.5\n"), HasSubstr("expected whole number, found 1.5"));
   EXPECT_THAT(parse_error("[train]\nlr = true\n"), HasSubstr("expected number, found true"));
   EXPECT_THAT(parse_error("[train]\ngradient_checkpointing = 1\n"), HasSubstr("expected true or false, found 1"));
   EXPECT_THAT(parse_error("[model]\nmodel = 1\n"), HasSubstr("expected text, found 1"));
   EXPECT_THAT(parse_error("[data]\ndata = [1]\n"), HasSubstr("expected texts in the list, found 1"));
   EXPECT_THAT(parse_error("[data]\ndata = 1\n"), HasSubstr("expected list of texts, found 1"));
-  EXPECT_THAT(parse_error("[train]\nsteps = 0\n"), HasSubstr("r.toml:2: [train] steps: expected whole number at least 1, found 0"));
+  EXPECT_THAT(parse_error("[train]\nsteps = 0\n"),
+              HasSubstr("r.toml:2: [train] steps: expected whole number at least 1, found 0"));
   EXPECT_THAT(parse_error("[train]\nlr = nan\n"), HasSubstr("expected number from 0 to 10, found nan"));
   EXPECT_THAT(parse_error("[train]\nseed = -1\n"), HasSubstr("at least 0, found -1"));
   EXPECT_THAT(parse_error("[train]\nsteps = \n"), HasSubstr("r.toml:2: not valid TOML"));
@@ -167,14 +176,18 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.model = ""; }), HasSubstr("[model] model is missing"));
   EXPECT_THAT(invalid([](Recipe& r) { r.out = ""; }), HasSubstr("[model] out is missing"));
   EXPECT_THAT(invalid([](Recipe& r) { r.data = {}; }), HasSubstr("[data] data is missing"));
-  EXPECT_THAT(invalid([](Recipe& r) { r.batch = 0; }), HasSubstr("[train] batch: expected whole number from 1 to 16777216, found 0"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.batch = 0; }),
+              HasSubstr("[train] batch: expected whole number from 1 to 16777216, found 0"));
   EXPECT_THAT(invalid([](Recipe& r) { r.beta2 = 1; }), HasSubstr("[train] beta2: expected number from 0 to"));
   EXPECT_THAT(invalid([](Recipe& r) { r.seed = ~uint64_t{0}; }), HasSubstr("[train] seed"));
   EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0; }), HasSubstr("there is no loss"));
   EXPECT_THAT(invalid([](Recipe& r) { r.plan = "none"; }), HasSubstr("set kl = 0 and ce = 1"));
-  EXPECT_THAT(invalid([](Recipe& r) { r.warmup = 2000; }), HasSubstr("warmup: expected at most steps = 1000, found 2000"));
-  EXPECT_THAT(invalid([](Recipe& r) { r.device = "cuda:"; }), HasSubstr("device: expected cpu, cuda or cuda:N, found \"cuda:\""));
-  EXPECT_THAT(invalid([](Recipe& r) { r.rules = {"q8_0"}; }), HasSubstr("rules: expected PATTERN=TYPE, found \"q8_0\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.warmup = 2000; }),
+              HasSubstr("warmup: expected at most steps = 1000, found 2000"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.device = "cuda:"; }),
+              HasSubstr("device: expected cpu, cuda or cuda:N, found \"cuda:\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.rules = {"q8_0"}; }),
+              HasSubstr("rules: expected PATTERN=TYPE, found \"q8_0\""));
   EXPECT_THAT(invalid([](Recipe& r) { r.rules = {"a=q9_0"}; }), HasSubstr("found \"q9_0\""));
   EXPECT_THAT(invalid([](Recipe& r) { r.output_type = "i8"; }), HasSubstr("output_type: expected one of f32"));
   EXPECT_THAT(invalid([](Recipe& r) { r.plan = "q4_00"; }), HasSubstr("q4_00"));
@@ -190,8 +203,9 @@ TEST(Recipe, ResumeRefusesWhatDecidesTheResult) {
   EXPECT_TRUE(recipe_conflicts(valid(), now).empty());
   now.lr = 0.5;
   now.data.push_back("more.txt");
-  EXPECT_EQ(recipe_conflicts(valid(), now),
-            (std::vector<std::string>{"[data] data: [\"t.txt\"] -> [\"t.txt\", \"more.txt\"]", "[train] lr: 1e-4 -> 0.5"}));
+  EXPECT_EQ(
+      recipe_conflicts(valid(), now),
+      (std::vector<std::string>{"[data] data: [\"t.txt\"] -> [\"t.txt\", \"more.txt\"]", "[train] lr: 1e-4 -> 0.5"}));
 }
 
 TEST(Recipe, ExplainShowsEveryKeyWithDefaultAndBounds) {

@@ -1,0 +1,294 @@
+// Every command does its work on a tiny model that it makes itself.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "format/safetensors.h"
+#include "tests/cli/run_command.h"
+
+namespace qat {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Json = nlohmann::json;
+
+// init -> tiny/, text.txt; what most tests begin with.
+class Command : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    expect_success("init --shape gemma4-tiny --seed 1 --out tiny");
+    write_contents(place / "text.txt", sample_text(1500));
+  }
+  CommandResult expect_success(const std::string& arguments) {
+    CommandResult result = place.qat(arguments);
+    EXPECT_EQ(result.status, 0) << arguments << "\n" << result.err;
+    return result;
+  }
+  Workplace place;
+};
+
+TEST_F(Command, InitWritesAModelDirectoryThatDependsOnTheSeedOnly) {
+  EXPECT_THAT(place.names("tiny"), ElementsAre("config.json", "generation_config.json", "model.safetensors",
+                                               "tokenizer.json", "tokenizer_config.json"));
+  expect_success("init --shape gemma4-tiny --seed 1 --threads 1 --out same");
+  expect_success("init --shape gemma4-tiny --seed 2 --out other");
+  EXPECT_EQ(file_contents(place / "tiny/model.safetensors"), file_contents(place / "same/model.safetensors"));
+  EXPECT_NE(file_contents(place / "tiny/model.safetensors"), file_contents(place / "other/model.safetensors"));
+}
+
+TEST_F(Command, InitDrawsNormalWeightsAndSetsNormsToWhatDoesNothing) {
+  expect_success("init --shape gemma3-tiny --dtype f32 --out g3");
+  const Safetensors gemma4(place / "tiny"), gemma3(place / "g3");
+  double sum = 0, squares = 0;
+  const std::vector<float> weights = to_floats(gemma4.at("model.layers.0.mlp.up_proj.weight"), "tiny");
+  for (const float w : weights) sum += w, squares += static_cast<double>(w) * w;
+  const double n = static_cast<double>(weights.size());
+  EXPECT_NEAR(sum / n, 0.0, 4 * 0.02 / std::sqrt(n));
+  EXPECT_NEAR(std::sqrt(squares / n), 0.02, 4 * 0.02 / std::sqrt(2 * n));
+  EXPECT_EQ(gemma4.at("model.layers.0.mlp.up_proj.weight").dtype, DType::BF16);
+  EXPECT_EQ(to_floats(gemma4.at("model.norm.weight"), "tiny")[5], 1.0f);
+  EXPECT_EQ(to_floats(gemma4.at("model.layers.2.layer_scalar"), "tiny")[0], 1.0f);
+  EXPECT_EQ(to_floats(gemma3.at("model.norm.weight"), "g3")[5], 0.0f);
+  EXPECT_EQ(gemma3.at("model.norm.weight").dtype, DType::F32);
+}
+
+TEST_F(Command, InitTakesAConfigATokenizerAndAVocabulary) {
+  expect_success("init --config tiny/config.json --tokenizer-from tiny --vocab 300 --out wide");
+  const Json config = Json::parse(file_contents(place / "wide/config.json"));
+  EXPECT_EQ(config["vocab_size"], 300);
+  EXPECT_EQ(config["vocab_size_per_layer_input"], 300);
+  EXPECT_EQ(config["bos_token_id"], 2);
+  EXPECT_EQ(file_contents(place / "wide/tokenizer.json"), file_contents(place / "tiny/tokenizer.json"));
+  EXPECT_THAT(expect_success("generate wide --prompt hello --tokens 5").out, HasSubstr("hello"));
+}
+
+TEST_F(Command, EveryTinyShapeRunsAndExports) {
+  for (const std::string shape : {"llama-tiny", "gemma3-tiny", "gemma4-tiny"}) {
+    expect_success("init --shape " + shape + " --out " + shape);
+    expect_success("export " + shape + " --format gguf --type f32 --out " + shape + ".gguf");
+    const Json hf =
+        Json::parse(expect_success("eval " + shape + " --text text.txt --context 64 --chunks 4 --json").out);
+    const Json gguf =
+        Json::parse(expect_success("eval " + shape + ".gguf --text text.txt --context 64 --chunks 4 --json").out);
+    // A new model knows nothing: its perplexity is near the size of the vocabulary.
+    EXPECT_NEAR(hf["perplexity"], 260, 26) << shape;
+    EXPECT_NEAR(hf["perplexity"].get<double>() / gguf["perplexity"].get<double>(), 1.0, 1e-5) << shape;
+  }
+}
+
+TEST_F(Command, QuantizeExportEvalAgree) {
+  EXPECT_THAT(expect_success("quantize tiny --plan q4_0 --out ptq").out, HasSubstr("bits per weight"));
+  expect_success("export ptq --format gguf --out ptq.gguf");
+  const Json direct = Json::parse(expect_success("eval ptq --text text.txt --context 64 --base tiny --json").out);
+  const Json file = Json::parse(expect_success("eval ptq.gguf --text text.txt --context 64 --base tiny --json").out);
+  EXPECT_GT(direct["mean_kld"], 0.0);
+  EXPECT_NEAR(direct["mean_kld"].get<double>() / file["mean_kld"].get<double>(), 1.0, 1e-4);
+  EXPECT_LT(file["bits_per_weight"], 9.0);
+  // The documented keys.
+  for (const char* key : {"model",
+                          "base",
+                          "text",
+                          "context",
+                          "chunks",
+                          "tokens",
+                          "perplexity",
+                          "perplexity_error",
+                          "mean_nll",
+                          "base_perplexity",
+                          "ln_ppl_ratio",
+                          "ppl_ratio",
+                          "mean_kld",
+                          "mean_kld_error",
+                          "kld_percentiles",
+                          "same_top",
+                          "same_top_error",
+                          "mean_delta_p",
+                          "rms_delta_p",
+                          "tokens_per_second",
+                          "size_bytes",
+                          "bits_per_weight"}) {
+    EXPECT_TRUE(file.contains(key)) << key;
+  }
+  EXPECT_TRUE(file["kld_percentiles"].contains("p99"));
+  EXPECT_EQ(file["size_bytes"], std::filesystem::file_size(place / "ptq.gguf"));
+
+  const CommandResult table = expect_success("eval ptq.gguf --text text.txt --context 64 --base tiny");
+  EXPECT_THAT(table.out,
+              AllOf(HasSubstr("Perplexity"), HasSubstr("KL divergence"), HasSubstr("99.9 %"), HasSubstr("median")));
+  EXPECT_THAT(table.err, HasSubstr("tokens/s"));
+}
+
+TEST_F(Command, AgainstItselfNothingDiffers) {
+  const Json json = Json::parse(expect_success("eval tiny --text text.txt --context 64 --base tiny --json").out);
+  EXPECT_NEAR(json["mean_kld"], 0.0, 1e-9);
+  EXPECT_EQ(json["same_top"], 1.0);
+  EXPECT_NEAR(json["ppl_ratio"], 1.0, 1e-9);
+}
+
+TEST_F(Command, ASavedBaseReplacesTheModelAndTheText) {
+  expect_success("quantize tiny --plan q4_0 --out ptq");
+  const Json alone =
+      Json::parse(expect_success("eval tiny --text text.txt --context 64 --save-base base.kld --json").out);
+  const Json live = Json::parse(expect_success("eval ptq --text text.txt --context 64 --base tiny --json").out);
+  const Json saved = Json::parse(expect_success("eval ptq --base base.kld --json").out);
+  EXPECT_FALSE(alone.contains("mean_kld"));
+  EXPECT_NEAR(saved["perplexity"].get<double>() / live["perplexity"].get<double>(), 1.0, 1e-9);
+  // The file holds 16-bit logarithms.
+  EXPECT_NEAR(saved["base_perplexity"].get<double>() / alone["perplexity"].get<double>(), 1.0, 1e-3);
+  EXPECT_NEAR(saved["mean_kld"], live["mean_kld"].get<double>(), 1e-3);
+  // The text may be named: then it must be the same one.
+  expect_success("eval ptq --base base.kld --text text.txt --json");
+  write_contents(place / "other.txt", "x" + sample_text(1500));
+  EXPECT_THAT(place.qat("eval ptq --base base.kld --text other.txt").err, HasSubstr("not the same text"));
+}
+
+TEST_F(Command, SearchedScalesAreNoWorseAndActivationsWeighThem) {
+  expect_success("quantize tiny --plan q4_0 --rule llama.cpp --out reference");
+  expect_success("quantize tiny --plan q4_0 --rule search --out search");
+  expect_success("quantize tiny --plan q4_0 --importance-text text.txt --importance-chunks 2 --out weighted");
+  const auto bytes = [&](const std::string& name) { return file_contents(place / (name + "/model.safetensors")); };
+  EXPECT_NE(bytes("reference"), bytes("search"));
+  EXPECT_NE(bytes("search"), bytes("weighted"));
+  expect_success("quantize tiny --plan q4_0 --method mse --out mse");
+  EXPECT_EQ(bytes("search"), bytes("mse"));
+}
+
+TEST_F(Command, TensorTypesFollowTheFlags) {
+  expect_success(
+      "quantize tiny --plan q4_0 --rule 'ffn_down=q8_0' --tensor-type 'attn_q=f16' --token-embedding-type bf16 --out "
+      "mixed");
+  const Json json = Json::parse(expect_success("inspect mixed --json").out);
+  EXPECT_EQ(json["kind"], "quantized_checkpoint");
+  std::map<std::string, std::string> types;
+  for (const Json& tensor : json["tensor_list"]) types[tensor["name"]] = tensor["type"];
+  EXPECT_EQ(types["model.layers.0.mlp.down_proj.weight"], "Q8_0");
+  EXPECT_EQ(types["model.layers.0.self_attn.q_proj.weight"], "F16");
+  EXPECT_EQ(types["model.layers.0.mlp.up_proj.weight"], "Q4_0");
+  EXPECT_EQ(types["model.embed_tokens.weight"], "BF16");
+}
+
+TEST_F(Command, LogitsFromTextAndSafetensorsAgreeInEveryForm) {
+  write_contents(place / "ids.txt", "2 10 20 30\n2,40,50,60\n");
+  EXPECT_THAT(expect_success("logits tiny --ids ids.txt --out a.safetensors").out,
+              HasSubstr("2 sequences of 4 tokens"));
+  expect_success("logits tiny --ids a.safetensors --out b.safetensors --threads 1");
+  EXPECT_EQ(file_contents(place / "a.safetensors"), file_contents(place / "b.safetensors"));
+  const Safetensors file(place / "a.safetensors");
+  EXPECT_EQ(file.at("logits").shape, (std::vector<int64_t>{2, 4, 260}));
+  EXPECT_EQ(to_ints(file.at("input_ids"), "a"), (std::vector<int64_t>{2, 10, 20, 30, 2, 40, 50, 60}));
+  expect_success("logits tiny --ids ids.txt --reference --out r.safetensors");
+  const std::vector<float> fast = to_floats(file.at("logits"), "a"),
+                           slow = to_floats(Safetensors(place / "r.safetensors").at("logits"), "r");
+  float largest = 0, difference = 0;
+  for (size_t i = 0; i < fast.size(); ++i) {
+    largest = std::max(largest, std::abs(slow[i]));
+    difference = std::max(difference, std::abs(slow[i] - fast[i]));
+  }
+  EXPECT_GT(largest, 0.0f);
+  EXPECT_LE(difference, 1e-3f * largest);
+}
+
+TEST_F(Command, LogitsOfALongSequenceDoNotDependOnThePieces) {
+  // 150 tokens are run in pieces of 64; the first 20 of them alone must give the same rows.
+  std::string longer = "2", shorter = "2";
+  for (int i = 1; i < 150; ++i)
+    longer += " " + std::to_string(4 + i), shorter += i < 20 ? " " + std::to_string(4 + i) : "";
+  write_contents(place / "long.txt", longer + "\n");
+  write_contents(place / "short.txt", shorter + "\n");
+  expect_success("logits tiny --ids long.txt --reference --out long.safetensors");
+  expect_success("logits tiny --ids short.txt --reference --out short.safetensors");
+  std::vector<float> a = to_floats(Safetensors(place / "long.safetensors").at("logits"), "long");
+  const std::vector<float> b = to_floats(Safetensors(place / "short.safetensors").at("logits"), "short");
+  a.resize(b.size());
+  EXPECT_EQ(a, b);
+}
+
+TEST_F(Command, GenerateRepeatsItselfWithTheSameSeed) {
+  const CommandResult first = expect_success("generate tiny --prompt 'Hello' --tokens 40 --seed 7");
+  EXPECT_EQ(first.out.substr(0, 5), "Hello");
+  EXPECT_THAT(first.err, HasSubstr("tokens/s"));
+  EXPECT_EQ(expect_success("generate tiny --prompt 'Hello' --tokens 40 --seed 7").out, first.out);
+  EXPECT_NE(expect_success("generate tiny --prompt 'Hello' --tokens 40 --seed 8").out, first.out);
+  EXPECT_EQ("Hello" + expect_success("generate tiny --prompt 'Hello' --tokens 40 --seed 7 --no-echo").out, first.out);
+}
+
+TEST_F(Command, SampleWritesSequencesThatBeginWithBos) {
+  expect_success("sample tiny --count 3 --length 16 --seed 5 --out s.safetensors");
+  const Safetensors file(place / "s.safetensors");
+  EXPECT_EQ(file.at("input_ids").shape, (std::vector<int64_t>{3, 16}));
+  EXPECT_EQ(file.at("input_ids").dtype, DType::I32);
+  const std::vector<int64_t> ids = to_ints(file.at("input_ids"), "s");
+  for (const size_t begin : {0, 16, 32}) EXPECT_EQ(ids[begin], 2);
+  // Sequence i depends on seed + i.
+  expect_success("sample tiny --count 2 --length 16 --seed 6 --out t.safetensors");
+  const std::vector<int64_t> shifted = to_ints(Safetensors(place / "t.safetensors").at("input_ids"), "t");
+  EXPECT_TRUE(std::equal(shifted.begin(), shifted.end(), ids.begin() + 16));
+}
+
+TEST_F(Command, InspectTellsWhatIsThere) {
+  expect_success("export tiny --format gguf --type f16 --out tiny.gguf");
+  const CommandResult gguf = expect_success("inspect tiny.gguf --metadata");
+  EXPECT_THAT(gguf.out,
+              AllOf(HasSubstr("GGUF file"), HasSubstr("gemma4"), HasSubstr("token_embd.weight"),
+                    HasSubstr("general.architecture = gemma4"), HasSubstr("the last 3 without K/V of their own")));
+  EXPECT_THAT(expect_success("inspect tiny.gguf --no-tensors").out, Not(HasSubstr("token_embd.weight")));
+  EXPECT_THAT(
+      expect_success("inspect tiny").out,
+      AllOf(HasSubstr("Hugging Face directory"), HasSubstr("model.embed_tokens.weight"), HasSubstr("[260, 128]")));
+  EXPECT_THAT(expect_success("inspect tiny/model.safetensors").out, HasSubstr("safetensors"));
+  const Json json = Json::parse(expect_success("inspect tiny --json").out);
+  EXPECT_EQ(json["bits_per_weight"], 16.0);
+  EXPECT_EQ(json["types"]["BF16"]["bytes"].get<int64_t>(), 2 * json["weights"].get<int64_t>());
+  EXPECT_EQ(json["config"]["layers"], 6);
+}
+
+TEST_F(Command, RecipePrintsTheTableOrAWholeRecipe) {
+  EXPECT_THAT(expect_success("recipe --explain").out, HasSubstr("teacher_tokens"));
+  const std::string recipes = QAT_SOURCE_DIR "/recipes";
+  for (const auto& entry : std::filesystem::directory_iterator(recipes)) {
+    if (entry.path().extension() != ".toml") continue;
+    const std::string whole = expect_success("recipe " + entry.path().string()).out;
+    write_contents(place / "whole.toml", whole);
+    EXPECT_EQ(expect_success("recipe whole.toml").out, whole);
+  }
+}
+
+TEST_F(Command, TrainPreparesARunAndStartsTheTrainer) {
+  // A stand-in for qat-train, beside a copy of qat: says what it was called with.
+  ASSERT_EQ(place
+                .shell("mkdir bin && cp \"$qat\" bin/qat && printf '#!/bin/sh\\necho trainer \"$@\"\\n' > "
+                       "bin/qat-train && chmod +x bin/qat-train")
+                .status,
+            0);
+  const auto train = [&](const std::string& arguments) { return place.shell("bin/qat train " + arguments); };
+  const std::string run = "--model tiny --out run --data teacher --set teacher_tokens=100 --set sequence=32 --steps 60";
+  const CommandResult first = train(run);
+  ASSERT_EQ(first.status, 0) << first.err;
+  EXPECT_EQ(first.out, "trainer --recipe run/recipe.toml\n");
+  EXPECT_THAT(file_contents(place / "run/recipe.toml"), AllOf(HasSubstr("steps = 60"), HasSubstr("model = \"tiny\"")));
+  const Safetensors samples(place / "run/teacher_samples.safetensors");
+  EXPECT_EQ(samples.at("input_ids").shape, (std::vector<int64_t>{4, 32}));
+  EXPECT_EQ(samples.metadata().at("seed"), "1");
+
+  // The samples are kept as long as they are what the recipe asks for.
+  EXPECT_THAT(first.err, HasSubstr("writes 4 sequences"));
+  EXPECT_THAT(train(run).err, Not(HasSubstr("writes")));
+  EXPECT_THAT(train(run + " --set seed=2").err, HasSubstr("writes 4 sequences"));
+
+  // Resuming: with the recipe of the run, with what may change, not with what decides the result.
+  EXPECT_EQ(train("--resume --out run").out, "trainer --recipe run/recipe.toml --resume\n");
+  EXPECT_EQ(train("--resume --out run --set log_every=3").status, 0);
+  EXPECT_THAT(file_contents(place / "run/recipe.toml"), HasSubstr("log_every = 3"));
+  const CommandResult changed = train("--resume --out run --lr 0.5");
+  EXPECT_EQ(changed.status, 1);
+  EXPECT_THAT(changed.err, HasSubstr("run/recipe.toml: a resumed run cannot change [train] lr: 1e-4 -> 0.5"));
+}
+
+}  // namespace
+}  // namespace qat
