@@ -77,7 +77,8 @@ std::optional<uint64_t> tensor_bytes(DType type, const std::vector<int64_t>& sha
     if (size < 0 || __builtin_mul_overflow(count, size, &count)) return std::nullopt;
   if ((shape.empty() ? 1 : shape.back()) % info.block_size != 0) return std::nullopt;
   int64_t bytes = 0;
-  if (__builtin_mul_overflow(count / info.block_size, static_cast<int64_t>(info.block_bytes), &bytes)) return std::nullopt;
+  if (__builtin_mul_overflow(count / info.block_size, static_cast<int64_t>(info.block_bytes), &bytes))
+    return std::nullopt;
   return static_cast<uint64_t>(bytes);
 }
 

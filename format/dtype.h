@@ -36,8 +36,8 @@ inline const char* dtype_name(DType type) { return dtype_info(type).name; }
 
 // Bytes of a row of `cols` elements; cols must be a multiple of the block size.
 size_t row_bytes(DType type, int64_t cols);
-// Bytes of a tensor whose shape came out of a file (outermost first; empty = scalar). Nothing when a size is negative, the
-// last is no multiple of the block size, or any product overflows int64.
+// Bytes of a tensor whose shape came out of a file (outermost first; empty = scalar). Nothing when a size is negative,
+// the last is no multiple of the block size, or any product overflows int64.
 std::optional<uint64_t> tensor_bytes(DType type, const std::vector<int64_t>& shape);
 
 }  // namespace qat

@@ -14,8 +14,8 @@ namespace {
 float larger(float a, float b) { return a > b ? a : b; }
 float smaller(float a, float b) { return a < b ? a : b; }
 
-// The x of largest magnitude, with its sign; the first one when both signs have it; +0 when all are zero. Folding halves onto
-// each other keeps the search in vectors.
+// The x of largest magnitude, with its sign; the first one when both signs have it; +0 when all are zero. Folding
+// halves onto each other keeps the search in vectors.
 float extreme_of(const float* x) {
   float high[16], low[16];
   for (int j = 0; j < 16; ++j) {
@@ -38,22 +38,23 @@ float extreme_of(const float* x) {
   return 0.0f;
 }
 
-// 1/d; 0 for a d of 0, and for one so small (below 2^-128) that 1/d is infinite: the block is stored as zeros either way.
+// 1/d; 0 for a d of 0, and for one so small (below 2^-128) that 1/d is infinite: the block is stored as zeros either
+// way.
 float reciprocal(float d) {
   const float inverse = 1.0f / d;
   return std::fabs(inverse) <= FLT_MAX ? inverse : 0.0f;
 }
 
-// Nearest integer, ties away from zero, for |x| < 2^31: std::round without a call. The rest is exact; its double, cut to an
-// integer, is the step that is missing.
+// Nearest integer, ties away from zero, for |x| < 2^31: std::round without a call. The rest is exact; its double, cut
+// to an integer, is the step that is missing.
 int round_half_away(float x) {
   const int whole = static_cast<int>(x);
   const float rest = x - static_cast<float>(whole);
   return whole + static_cast<int>(rest + rest);
 }
 
-// Codes are the levels of x on the Q4_0 grid for an inverse scale: floor(x/d + 8.5), clamped to 0..15. Truncation of the
-// positive sum rounds ties up, as ggml does; the clamp to 0 matters only for scales chosen elsewhere.
+// Codes are the levels of x on the Q4_0 grid for an inverse scale: floor(x/d + 8.5), clamped to 0..15. Truncation of
+// the positive sum rounds ties up, as ggml does; the clamp to 0 matters only for scales chosen elsewhere.
 BlockQ4_0 pack_q4_0(const float* x, float inverse, uint16_t d) {
   uint8_t codes[kBlockSize];
   for (int j = 0; j < kBlockSize; ++j) {
@@ -136,9 +137,7 @@ uint16_t load_u16(const uint8_t* data, int64_t i) {
 
 }  // namespace
 
-bool is_grid(DType type) {
-  return type == DType::F32 || type == DType::F16 || type == DType::BF16 || has_codes(type);
-}
+bool is_grid(DType type) { return type == DType::F32 || type == DType::F16 || type == DType::BF16 || has_codes(type); }
 
 bool has_codes(DType type) { return type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K; }
 
@@ -185,8 +184,12 @@ void encode_rows(DType grid, const float* x, int64_t rows, int64_t cols, uint8_t
   const int64_t count = rows * cols / block_size;
   switch (grid) {
     case DType::F32: std::memcpy(out, x, static_cast<size_t>(count) * 4); break;
-    case DType::F16: for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_f16(x[i])); break;
-    case DType::BF16: for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_bf16(x[i])); break;
+    case DType::F16:
+      for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_f16(x[i]));
+      break;
+    case DType::BF16:
+      for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_bf16(x[i]));
+      break;
     case DType::Q4_0: encode_blocks<BlockQ4_0>(x, count, block_size, out, encode_q4_0); break;
     case DType::Q8_0: encode_blocks<BlockQ8_0>(x, count, block_size, out, encode_q8_0); break;
     default: encode_blocks<BlockQ6_K>(x, count, block_size, out, encode_q6_k); break;
@@ -200,8 +203,12 @@ void decode_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols, fl
   const int64_t count = rows * cols / block_size;
   switch (grid) {
     case DType::F32: std::memcpy(out, data, static_cast<size_t>(count) * 4); break;
-    case DType::F16: for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(load_u16(data, i)); break;
-    case DType::BF16: for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(load_u16(data, i)); break;
+    case DType::F16:
+      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(load_u16(data, i));
+      break;
+    case DType::BF16:
+      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(load_u16(data, i));
+      break;
     case DType::Q4_0: decode_blocks<BlockQ4_0>(data, count, block_size, out); break;
     case DType::Q8_0: decode_blocks<BlockQ8_0>(data, count, block_size, out); break;
     default: decode_blocks<BlockQ6_K>(data, count, block_size, out); break;
@@ -214,9 +221,15 @@ void fake_quantize_rows(DType grid, const float* x, int64_t rows, int64_t cols, 
   QAT_CHECK(cols % block_size == 0);
   const int64_t count = rows * cols / block_size;
   switch (grid) {
-    case DType::F32: if (out != x) std::memcpy(out, x, static_cast<size_t>(count) * 4); break;
-    case DType::F16: for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(f32_to_f16(x[i])); break;
-    case DType::BF16: for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(f32_to_bf16(x[i])); break;
+    case DType::F32:
+      if (out != x) std::memcpy(out, x, static_cast<size_t>(count) * 4);
+      break;
+    case DType::F16:
+      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(f32_to_f16(x[i]));
+      break;
+    case DType::BF16:
+      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(f32_to_bf16(x[i]));
+      break;
     case DType::Q4_0: fake_quantize_blocks(x, count, block_size, out, encode_q4_0); break;
     case DType::Q8_0: fake_quantize_blocks(x, count, block_size, out, encode_q8_0); break;
     default: fake_quantize_blocks(x, count, block_size, out, encode_q6_k); break;

@@ -13,8 +13,8 @@
 
 namespace qat {
 
-constexpr int kBlockSize = 32;   // weights that share a scale in Q4_0 and Q8_0
-constexpr int kSuperBlock = 256; // weights of a Q6_K block: 16 groups of 16
+constexpr int kBlockSize = 32;    // weights that share a scale in Q4_0 and Q8_0
+constexpr int kSuperBlock = 256;  // weights of a Q6_K block: 16 groups of 16
 
 // 32 weights, value(j) = d * (code(j) - 8); low nibble of byte j is element j, high nibble element j + 16.
 struct BlockQ4_0 {
@@ -84,8 +84,9 @@ CodedRows unpack_rows(DType grid, const uint8_t* data, int64_t rows, int64_t col
 void pack_rows(const CodedRows& coded, uint8_t* out);
 
 // Codes of 4 bits, two per byte, element k of a row in byte k/2 at bits 4*(k%2), stored as code + 8. This is how the
-// quantized checkpoint, the mobile schema and compressed-tensors all store int4. A row of odd length is padded with code 0.
-void pack_int4(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* out);    // out: rows * ceil(cols/2)
+// quantized checkpoint, the mobile schema and compressed-tensors all store int4. A row of odd length is padded with
+// code 0.
+void pack_int4(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* out);  // out: rows * ceil(cols/2)
 void unpack_int4(const uint8_t* data, int64_t rows, int64_t cols, int8_t* codes);
 
 }  // namespace qat

@@ -1,10 +1,9 @@
 // Q6_K: layout of the codes, and ggml's search for the scales (quantize_row_q6_K_ref): per group of 16 the scale that
 // minimises the error weighted by x^2 among 19, then the group scales on an 8-bit grid of their own, then the codes.
-#include "format/grid.h"
-
 #include <cmath>
 #include <cstring>
 
+#include "format/grid.h"
 #include "format/number.h"
 
 namespace qat {
@@ -35,17 +34,19 @@ struct GroupFit {
   float inverse = 0.0f;  // of the candidate that won; gives the codes. 0: the group is zero
 };
 
-// Codes of a group whose stored scale is `scale`. Where that is zero the codes mean nothing; ggml keeps those of the search,
-// and the lowest code in a group of zeros.
+// Codes of a group whose stored scale is `scale`. Where that is zero the codes mean nothing; ggml keeps those of the
+// search, and the lowest code in a group of zeros.
 void encode_group(const float* x, const GroupFit& fit, float scale, int8_t* codes) {
   for (int i = 0; i < kGroup; ++i) {
-    const float code = scale != 0.0f ? code_for(x[i] / scale) : fit.inverse != 0.0f ? code_for(x[i] * fit.inverse) : kLowest;
+    const float code = scale != 0.0f         ? code_for(x[i] / scale)
+                       : fit.inverse != 0.0f ? code_for(x[i] * fit.inverse)
+                                             : kLowest;
     codes[i] = static_cast<int8_t>(code);
   }
 }
 
-// Best scale of a group in the sense of sum x^2 (x - scale * l)^2, with l = code_for(x * inverse). The sums run over the
-// elements in order, all candidates at once: the same bits as one candidate after the other.
+// Best scale of a group in the sense of sum x^2 (x - scale * l)^2, with l = code_for(x * inverse). The sums run over
+// the elements in order, all candidates at once: the same bits as one candidate after the other.
 GroupFit fit_group(const float* x) {
   float largest = 0.0f, extreme = 0.0f;
   for (int i = 0; i < kGroup; ++i) {
@@ -111,7 +112,8 @@ void decode_block(const BlockQ6_K& block, float* out) {
   int8_t codes[kSuperBlock];
   unpack_q6_k_codes(block, codes);
   const float d = f16_to_f32(block.d);
-  for (int i = 0; i < kSuperBlock; ++i) out[i] = d * static_cast<float>(block.scales[i / 16]) * static_cast<float>(codes[i]);
+  for (int i = 0; i < kSuperBlock; ++i)
+    out[i] = d * static_cast<float>(block.scales[i / 16]) * static_cast<float>(codes[i]);
 }
 
 BlockQ6_K encode_q6_k(const float* x) {

@@ -36,8 +36,8 @@ class Checker {
     positive(what + " factor", rope.factor);
     positive(what + " low_freq_factor", rope.low_freq_factor);
     if (!(rope.high_freq_factor > rope.low_freq_factor && std::isfinite(rope.high_freq_factor)))
-      fail(origin_, ": ", what, " high_freq_factor: expected more than low_freq_factor (", rope.low_freq_factor, "), found ",
-           rope.high_freq_factor);
+      fail(origin_, ": ", what, " high_freq_factor: expected more than low_freq_factor (", rope.low_freq_factor,
+           "), found ", rope.high_freq_factor);
     range(what + " original_max_position_embeddings", rope.original_context, 1, kMaxPositions);
   }
 
@@ -49,16 +49,17 @@ void check_layer(const Checker& check, const ModelConfig& c, size_t index, const
   const LayerConfig& layer = c.layers[index];
   const std::string place = "layer " + std::to_string(index);
   check.range(place + ": head size", layer.head_dim, 2, kMaxHeadDim);
-  if (layer.head_dim % 2 != 0) fail(origin, ": ", place, ": head size: expected an even number, found ", layer.head_dim);
+  if (layer.head_dim % 2 != 0)
+    fail(origin, ": ", place, ": head size: expected an even number, found ", layer.head_dim);
   check.range(place + ": key-value heads", layer.kv_heads, 1, c.heads);
   if (c.heads % layer.kv_heads != 0)
-    fail(origin, ": ", place, ": expected the ", c.heads, " query heads to be a multiple of the key-value heads, found ",
-         layer.kv_heads);
+    fail(origin, ": ", place, ": expected the ", c.heads,
+         " query heads to be a multiple of the key-value heads, found ", layer.kv_heads);
   check.range(place + ": feed-forward width", layer.ffn, 1, kMaxFfn);
   const RopeConfig& rope = layer.sliding ? c.rope_sliding : c.rope_full;
   if (!rope.divisors.empty() && rope.divisors.size() != static_cast<size_t>(layer.head_dim / 2))
-    fail(origin, ": rope_freqs.weight: expected ", layer.head_dim / 2, " values (half of the head size of ", place, "), found ",
-         rope.divisors.size());
+    fail(origin, ": rope_freqs.weight: expected ", layer.head_dim / 2, " values (half of the head size of ", place,
+         "), found ", rope.divisors.size());
 }
 
 // Layers from `first` on attend to the keys and values of the last layer before it that has their type.
@@ -77,8 +78,8 @@ void share_kv(ModelConfig* c, const std::string& origin) {
            "-attention layer before layer ", first, " has any");
     const LayerConfig& source = c->layers[static_cast<size_t>(layer.kv_source)];
     if (source.head_dim != layer.head_dim || source.kv_heads != layer.kv_heads)
-      fail(origin, ": layer ", i, " shares the keys and values of layer ", layer.kv_source, ": expected ", source.kv_heads,
-           " heads of ", source.head_dim, ", found ", layer.kv_heads, " of ", layer.head_dim);
+      fail(origin, ": layer ", i, " shares the keys and values of layer ", layer.kv_source, ": expected ",
+           source.kv_heads, " heads of ", source.head_dim, ", found ", layer.kv_heads, " of ", layer.head_dim);
   }
 }
 
@@ -87,22 +88,24 @@ size_t rotating_pairs(const RopeConfig& rope, int64_t head_dim) {
   return static_cast<size_t>(rope.partial * static_cast<double>(head_dim) / 2);
 }
 
-// theta^(-2i / head_dim). The power is rounded to float before its reciprocal is taken, as PyTorch does it: the last bit of a
-// frequency is visible in the logits of a long sequence.
+// theta^(-2i / head_dim). The power is rounded to float before its reciprocal is taken, as PyTorch does it: the last
+// bit of a frequency is visible in the logits of a long sequence.
 float base_frequency(const RopeConfig& rope, size_t i, int64_t head_dim) {
   const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
   return 1.0f / static_cast<float>(std::pow(rope.theta, static_cast<double>(exponent)));
 }
 
-// Llama 3: the share of the unscaled frequency in the mixture with the one divided by `factor`: 1 for short waves, 0 for long
-// ones. In float, in the order of operations of transformers and of llama.cpp's converter, so that the results have their bits.
+// Llama 3: the share of the unscaled frequency in the mixture with the one divided by `factor`: 1 for short waves, 0
+// for long ones. In float, in the order of operations of transformers and of llama.cpp's converter, so that the results
+// have their bits.
 float llama3_share(const RopeConfig& rope, float frequency) {
   const double context = static_cast<double>(rope.original_context);
   const float wavelength = (1.0f / frequency) * kTwoPi;
   if (wavelength < static_cast<float>(context / rope.high_freq_factor)) return 1.0f;
   if (wavelength > static_cast<float>(context / rope.low_freq_factor)) return 0.0f;
   const float waves = (1.0f / wavelength) * static_cast<float>(context);
-  return (waves - static_cast<float>(rope.low_freq_factor)) / static_cast<float>(rope.high_freq_factor - rope.low_freq_factor);
+  return (waves - static_cast<float>(rope.low_freq_factor)) /
+         static_cast<float>(rope.high_freq_factor - rope.low_freq_factor);
 }
 
 }  // namespace
@@ -125,7 +128,8 @@ void finish_model_config(ModelConfig* config, const std::string& origin) {
   check.range("context length", config->context, 1, kMaxPositions);
   check.range("per-layer embedding width", config->ple, 0, kMaxHeadDim);
   if (config->ple > 0) check.range("per-layer embedding vocabulary", config->ple_vocab, 1, kMaxVocab);
-  check.range("layers that share keys and values", config->kv_shared_layers, 0, static_cast<int64_t>(config->layers.size()) - 1);
+  check.range("layers that share keys and values", config->kv_shared_layers, 0,
+              static_cast<int64_t>(config->layers.size()) - 1);
   check.positive("norm epsilon", config->eps);
   if (config->softcap != 0) check.positive("final logit softcapping", config->softcap);
   check.positive("attention scale", config->attention_scale);
@@ -160,7 +164,8 @@ std::vector<float> rope_divisors(const ModelConfig& config) {
   if (!rope.divisors.empty()) return rope.divisors;
   // llama.cpp's Gemma 4 wants the tensor always.
   if (!rope.llama3 && rope.partial == 1.0 && config.arch != Arch::gemma4) return {};
-  const auto full = std::find_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return !l.sliding; });
+  const auto full =
+      std::find_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return !l.sliding; });
   if (full == config.layers.end()) return {};
   std::vector<float> divisors(static_cast<size_t>(full->head_dim / 2), kNoRotation);
   const float factor = static_cast<float>(rope.factor);

@@ -28,15 +28,15 @@ struct LayerConfig {
   bool sliding = false;
   int64_t head_dim = 0;
   int64_t kv_heads = 0;
-  int64_t ffn = 0;          // intermediate size of this layer
-  bool k_eq_v = false;      // no v_proj: V is the raw K projection
-  int64_t kv_source = 0;    // layer whose K/V this one attends to; its own index when it owns them
+  int64_t ffn = 0;        // intermediate size of this layer
+  bool k_eq_v = false;    // no v_proj: V is the raw K projection
+  int64_t kv_source = 0;  // layer whose K/V this one attends to; its own index when it owns them
 };
 
 struct ModelConfig {
   Arch arch = Arch::llama;
   int64_t hidden = 0;
-  int64_t heads = 0;           // query heads, all layers
+  int64_t heads = 0;  // query heads, all layers
   int64_t vocab = 0;
   int64_t context = 0;         // max_position_embeddings
   int64_t sliding_window = 0;  // positions visible to a sliding layer, itself included; 0 = none
@@ -44,7 +44,7 @@ struct ModelConfig {
   int64_t ple_vocab = 0;
   int64_t kv_shared_layers = 0;
   double eps = 1e-6;
-  double softcap = 0.0;        // final logit softcapping, 0 = none
+  double softcap = 0.0;  // final logit softcapping, 0 = none
   double attention_scale = 1.0;
   double embedding_scale = 1.0;
   bool tied = true;            // the head is the embedding
@@ -53,26 +53,29 @@ struct ModelConfig {
   std::vector<LayerConfig> layers;
   std::vector<int64_t> eos_ids;
   int64_t bos_id = -1, pad_id = -1;
-  std::string name;            // general.name: the directory's name for HF
+  std::string name;  // general.name: the directory's name for HF
 
-  bool gated_gelu() const { return arch != Arch::llama; }    // gelu_pytorch_tanh, else silu
+  bool gated_gelu() const { return arch != Arch::llama; }  // gelu_pytorch_tanh, else silu
   bool qk_norm() const { return arch != Arch::llama; }
-  bool v_norm() const { return arch == Arch::gemma4; }       // weightless
+  bool v_norm() const { return arch == Arch::gemma4; }         // weightless
   bool sandwich_norms() const { return arch != Arch::llama; }  // post-attention and post-feedforward norms
 };
 
-// Text part of llama, gemma3(_text), gemma4(_text, _unified, _unified_text): towers are ignored; the notice, if any, goes to
-// `notices`. Keys of every transformers release are understood; a key that may be absent gets transformers' default.
-// Throws Error for another architecture, for what would change the forward pass and is not implemented (mixture of experts,
-// drafters, biases, other activations or rotary embeddings, attention softcapping, bidirectional attention, checkpoints that
-// are quantized already), for a missing key, a value out of range, or layer lists of the wrong length.
+// Text part of llama, gemma3(_text), gemma4(_text, _unified, _unified_text): towers are ignored; the notice, if any,
+// goes to `notices`. Keys of every transformers release are understood; a key that may be absent gets transformers'
+// default. Throws Error for another architecture, for what would change the forward pass and is not implemented
+// (mixture of experts, drafters, biases, other activations or rotary embeddings, attention softcapping, bidirectional
+// attention, checkpoints that are quantized already), for a missing key, a value out of range, or layer lists of the
+// wrong length.
 ModelConfig model_config_from_hf(const std::string& directory, std::vector<std::string>* notices = nullptr);
-ModelConfig model_config_from_json(const std::string& json, const std::string& origin, std::vector<std::string>* notices = nullptr);
-// What metadata does not say is read off the tensors: a tied head (no output.weight), K = V (no attn_v), the vocabulary.
+ModelConfig model_config_from_json(const std::string& json, const std::string& origin,
+                                   std::vector<std::string>* notices = nullptr);
+// What metadata does not say is read off the tensors: a tied head (no output.weight), K = V (no attn_v), the
+// vocabulary.
 ModelConfig model_config_from_gguf(const GgufFile& file);
 
-// Throws Error unless every number is in a range in which the model makes sense and no size can overflow; fills kv_source
-// from kv_shared_layers. Readers of other config formats end with it.
+// Throws Error unless every number is in a range in which the model makes sense and no size can overflow; fills
+// kv_source from kv_shared_layers. Readers of other config formats end with it.
 void finish_model_config(ModelConfig* config, const std::string& origin);
 
 // Inverse frequencies of the head_dim/2 pairs of a layer, in radians per position (0 = does not rotate);

@@ -9,7 +9,7 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kGemma3Period = 6;      // llama.cpp: every sixth layer of gemma3 is full, whatever the file says
+constexpr int64_t kGemma3Period = 6;        // llama.cpp: every sixth layer of gemma3 is full, whatever the file says
 constexpr int64_t kGemma3LayersOf27B = 62;  // whose attention scale is that of hidden / heads
 
 Arch arch_of(const GgufFile& file) {
@@ -32,7 +32,8 @@ std::vector<int64_t> per_layer(const GgufFile& file, const std::string& key, siz
 int64_t uniform(const GgufFile& file, const std::string& key, size_t layers) {
   const std::vector<int64_t> values = per_layer(file, key, layers);
   for (const int64_t v : values)
-    if (v != values[0]) fail(file.path(), ": ", key, ": expected the same value for all layers, found ", values[0], " and ", v);
+    if (v != values[0])
+      fail(file.path(), ": ", key, ": expected the same value for all layers, found ", values[0], " and ", v);
   return values[0];
 }
 
@@ -61,7 +62,8 @@ class Reader {
     c.embedding_scale = arch_ == Arch::llama ? 1.0 : std::sqrt(static_cast<double>(c.hidden));
     const int64_t layers = integer("block_count");
     // Before anything is allocated by it.
-    if (layers < 1 || layers > 4096) fail(file_.path(), ": ", key("block_count"), ": expected 1 to 4096, found ", layers);
+    if (layers < 1 || layers > 4096)
+      fail(file_.path(), ": ", key("block_count"), ": expected 1 to 4096, found ", layers);
     c.layers.resize(static_cast<size_t>(layers));
     c.heads = uniform(file_, key("attention.head_count"), c.layers.size());
     if (c.heads < 1) fail(file_.path(), ": ", key("attention.head_count"), ": expected at least 1, found ", c.heads);
@@ -84,7 +86,8 @@ class Reader {
       fail(file_.path(), ": one part of a split model; join the parts with llama-gguf-split --merge first");
     for (const char* bias : {"blk.0.attn_q.bias", "blk.0.attn_k.bias", "blk.0.attn_output.bias", "blk.0.ffn_up.bias"})
       if (file_.find_tensor(bias) != nullptr) fail(file_.path(), ": tensor ", bias, ": biases are not supported yet");
-    if (!file_.get_bool(key("attention.causal"), true)) fail(file_.path(), ": bidirectional attention is not supported");
+    if (!file_.get_bool(key("attention.causal"), true))
+      fail(file_.path(), ": bidirectional attention is not supported");
   }
 
   void read_layers(ModelConfig* c) const {
@@ -119,7 +122,8 @@ class Reader {
     const int64_t length = fallback > 0 ? file_.get_int(name, fallback) : file_.get_int(name);
     const int64_t value_length = file_.get_int(key("attention.value_length" + suffix), length);
     if (value_length != length)
-      fail(file_.path(), ": ", key("attention.value_length" + suffix), ": expected ", length, " (the key length), found ", value_length);
+      fail(file_.path(), ": ", key("attention.value_length" + suffix), ": expected ", length,
+           " (the key length), found ", value_length);
     return length;
   }
 
@@ -131,42 +135,51 @@ class Reader {
     } else if (arch_ == Arch::gemma3 && file_.get_int(key("attention.sliding_window"), 0) > 0) {
       // Either a list or a period; the converter writes neither.
       const std::string name = key("attention.sliding_window_pattern");
-      const std::vector<int64_t> pattern = file_.find(name) != nullptr ? file_.get_ints(name) : std::vector<int64_t>{kGemma3Period};
+      const std::vector<int64_t> pattern =
+          file_.find(name) != nullptr ? file_.get_ints(name) : std::vector<int64_t>{kGemma3Period};
       if (pattern.size() != 1 && pattern.size() != count)
-        fail(file_.path(), ": ", name, ": expected a period or one value per layer (", count, "), found ", pattern.size(), " values");
+        fail(file_.path(), ": ", name, ": expected a period or one value per layer (", count, "), found ",
+             pattern.size(), " values");
       for (size_t i = 0; i < count; ++i)
-        sliding[i] = pattern.size() == 1 ? pattern[0] > 0 && static_cast<int64_t>(i + 1) % pattern[0] != 0 : pattern[i] != 0;
+        sliding[i] =
+            pattern.size() == 1 ? pattern[0] > 0 && static_cast<int64_t>(i + 1) % pattern[0] != 0 : pattern[i] != 0;
     }
     return sliding;
   }
 
   void read_rope(ModelConfig* c) const {
     c->rope_full.theta = file_.get_float(key("rope.freq_base"), 10000.0);
-    c->rope_sliding.theta = file_.get_float(key("rope.freq_base_swa"), arch_ == Arch::gemma3 ? 10000.0 : c->rope_full.theta);
-    const std::string type = file_.find(key("rope.scaling.type")) != nullptr ? file_.get_string(key("rope.scaling.type")) : "linear";
+    c->rope_sliding.theta =
+        file_.get_float(key("rope.freq_base_swa"), arch_ == Arch::gemma3 ? 10000.0 : c->rope_full.theta);
+    const std::string type =
+        file_.find(key("rope.scaling.type")) != nullptr ? file_.get_string(key("rope.scaling.type")) : "linear";
     const double factor = file_.get_float(key("rope.scaling.factor"), 0.0);
     if (type == "linear") c->rope_full.linear_factor = factor == 0.0 ? 1.0 : factor;
-    else if (type != "none") fail(file_.path(), ": ", key("rope.scaling.type"), ": expected linear or none, found ", type);
+    else if (type != "none")
+      fail(file_.path(), ": ", key("rope.scaling.type"), ": expected linear or none, found ", type);
     if (const GgufTensor* tensor = file_.find_tensor("rope_freqs.weight")) c->rope_full.divisors = divisors(*tensor);
   }
 
   std::vector<float> divisors(const GgufTensor& tensor) const {
     if (tensor.dtype != DType::F32 || tensor.shape.size() != 1)
-      fail(file_.path(), ": tensor ", tensor.name, ": expected F32 with 1 dimension, found ", dtype_name(tensor.dtype), " with ",
-           tensor.shape.size());
+      fail(file_.path(), ": tensor ", tensor.name, ": expected F32 with 1 dimension, found ", dtype_name(tensor.dtype),
+           " with ", tensor.shape.size());
     std::vector<float> values(tensor.bytes.size() / sizeof(float));
     std::memcpy(values.data(), tensor.bytes.data(), values.size() * sizeof(float));
     for (const float v : values)
-      if (!(v > 0 && std::isfinite(v))) fail(file_.path(), ": tensor ", tensor.name, ": expected positive numbers, found ", v);
+      if (!(v > 0 && std::isfinite(v)))
+        fail(file_.path(), ": tensor ", tensor.name, ": expected positive numbers, found ", v);
     return values;
   }
 
   // Rotary embeddings of part of the head exist in GGUF only as rope_freqs.weight.
   void check_rope_width(const ModelConfig& c) const {
     for (const LayerConfig& layer : c.layers) {
-      const std::string name = key(layer.sliding && arch_ == Arch::gemma4 ? "rope.dimension_count_swa" : "rope.dimension_count");
+      const std::string name =
+          key(layer.sliding && arch_ == Arch::gemma4 ? "rope.dimension_count_swa" : "rope.dimension_count");
       const int64_t width = file_.get_int(name, layer.head_dim);
-      if (width != layer.head_dim) fail(file_.path(), ": ", name, ": expected the head size ", layer.head_dim, ", found ", width);
+      if (width != layer.head_dim)
+        fail(file_.path(), ": ", name, ": expected the head size ", layer.head_dim, ", found ", width);
     }
   }
 

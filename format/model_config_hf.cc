@@ -3,7 +3,6 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-
 #include <nlohmann/json.hpp>
 
 #include "format/error.h"
@@ -68,7 +67,8 @@ class Object {
 
   int64_t to_integer(const Json& value, const char* key) const {
     // 64 bits unsigned do not fit; get() would wrap around.
-    const bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMaxInt});
+    const bool fits =
+        value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMaxInt});
     if (!fits) wrong(key, "an integer", value);
     return value.get<int64_t>();
   }
@@ -99,12 +99,9 @@ struct Supported {
 };
 
 constexpr Supported kSupported[] = {
-    {"llama", Arch::llama, false},
-    {"gemma3_text", Arch::gemma3, false},
-    {"gemma3", Arch::gemma3, true},
-    {"gemma4_text", Arch::gemma4, false},
-    {"gemma4", Arch::gemma4, true},
-    {"gemma4_unified_text", Arch::gemma4, false},
+    {"llama", Arch::llama, false},          {"gemma3_text", Arch::gemma3, false},
+    {"gemma3", Arch::gemma3, true},         {"gemma4_text", Arch::gemma4, false},
+    {"gemma4", Arch::gemma4, true},         {"gemma4_unified_text", Arch::gemma4, false},
     {"gemma4_unified", Arch::gemma4, true},
 };
 
@@ -123,7 +120,8 @@ const Supported& supported(const Object& object) {
 // What would change the forward pass and is not implemented.
 void refuse_unsupported(const Object& text, Arch arch) {
   const auto refuse = [&](const std::string& what) { fail(text.place(), ": not supported yet: ", what); };
-  if (text.boolean("enable_moe_block", false) || text.integer("num_experts", 0) > 0 || text.integer("num_local_experts", 0) > 0)
+  if (text.boolean("enable_moe_block", false) || text.integer("num_experts", 0) > 0 ||
+      text.integer("num_local_experts", 0) > 0)
     refuse("mixture of experts");
   if (text.boolean("attention_bias", false)) refuse("attention_bias");
   if (text.boolean("mlp_bias", false)) refuse("mlp_bias");
@@ -163,7 +161,8 @@ RopeConfig read_rope(const Object& object, double default_theta) {
 
 // Llama: rope_parameters, or the older rope_theta and rope_scaling.
 RopeConfig llama_rope(const Object& text) {
-  if (text.number("partial_rotary_factor", 1.0) != 1.0) fail(text.place(), ": partial_rotary_factor is not supported for llama");
+  if (text.number("partial_rotary_factor", 1.0) != 1.0)
+    fail(text.place(), ": partial_rotary_factor is not supported for llama");
   const double theta = text.number("rope_theta", 10000.0);
   for (const char* key : {"rope_parameters", "rope_scaling"})
     if (text.has(key)) return read_rope(text.object(key), theta);
@@ -172,8 +171,8 @@ RopeConfig llama_rope(const Object& text) {
   return rope;
 }
 
-// Gemma: rope_parameters per layer type; Gemma 3 also has the older rope_theta, rope_local_base_freq and rope_scaling (which
-// is about the full layers).
+// Gemma: rope_parameters per layer type; Gemma 3 also has the older rope_theta, rope_local_base_freq and rope_scaling
+// (which is about the full layers).
 void gemma_rope(const Object& text, ModelConfig* c) {
   const bool gemma4 = c->arch == Arch::gemma4;
   c->rope_full.theta = gemma4 ? 1e6 : text.number("rope_theta", 1e6);
@@ -186,7 +185,8 @@ void gemma_rope(const Object& text, ModelConfig* c) {
   const Object parameters = text.object("rope_parameters");
   if (!parameters.has("full_attention") && !parameters.has("sliding_attention") && !parameters.json().empty())
     parameters.wrong("full_attention", "rotary parameters per layer type", parameters.json());
-  if (parameters.has("full_attention")) c->rope_full = read_rope(parameters.object("full_attention"), c->rope_full.theta);
+  if (parameters.has("full_attention"))
+    c->rope_full = read_rope(parameters.object("full_attention"), c->rope_full.theta);
   if (parameters.has("sliding_attention"))
     c->rope_sliding = read_rope(parameters.object("sliding_attention"), c->rope_sliding.theta);
 }
@@ -210,7 +210,8 @@ void read_layer_types(const Object& text, ModelConfig* c, std::vector<std::strin
   }
   if (c->arch == Arch::gemma4 && c->layers.back().sliding) {
     c->layers.back().sliding = false;
-    if (notices != nullptr) notices->push_back(text.place() + ": the last layer is made full_attention, as Gemma 4 requires");
+    if (notices != nullptr)
+      notices->push_back(text.place() + ": the last layer is made full_attention, as Gemma 4 requires");
   }
 }
 
@@ -220,7 +221,8 @@ void apply_per_layer_config(const Object& text, ModelConfig* c) {
   const Object all = text.object("per_layer_config");
   for (const auto& [index, json] : all.json().items()) {
     const Object entry(json, all.place() + ": " + index);
-    const bool digits = !index.empty() && index.size() <= 4 && index.find_first_not_of("0123456789") == std::string::npos;
+    const bool digits =
+        !index.empty() && index.size() <= 4 && index.find_first_not_of("0123456789") == std::string::npos;
     if (!digits || std::stoul(index) >= c->layers.size())
       fail(all.place(), ": expected layer numbers below ", c->layers.size(), ", found \"", index.substr(0, 60), "\"");
     LayerConfig& layer = c->layers[std::stoul(index)];
@@ -242,7 +244,8 @@ void read_gemma4_layers(const Object& text, ModelConfig* c) {
   const int64_t ffn = text.integer("intermediate_size"), dim = text.integer("head_dim", 256);
   // Gone from files that say it per layer instead.
   const int64_t global_dim = text.integer("global_head_dim", text.has("per_layer_config") ? dim : 512);
-  const int64_t kv_heads = text.integer("num_key_value_heads"), global_kv = text.integer("num_global_key_value_heads", kv_heads);
+  const int64_t kv_heads = text.integer("num_key_value_heads"),
+                global_kv = text.integer("num_global_key_value_heads", kv_heads);
   if (ffn > kMaxInt / 2) fail(text.place(), ": intermediate_size: out of range: ", ffn);
   for (int64_t i = 0; i < layers; ++i) {
     LayerConfig& layer = c->layers[static_cast<size_t>(i)];
@@ -257,13 +260,17 @@ void read_gemma4_layers(const Object& text, ModelConfig* c) {
 void read_plain_layers(const Object& text, ModelConfig* c) {
   const bool llama = c->arch == Arch::llama;
   const int64_t dim = text.integer("head_dim", llama ? c->hidden / c->heads : 256);
-  const int64_t kv_heads = text.integer("num_key_value_heads", llama ? c->heads : 4), ffn = text.integer("intermediate_size");
+  const int64_t kv_heads = text.integer("num_key_value_heads", llama ? c->heads : 4),
+                ffn = text.integer("intermediate_size");
   for (LayerConfig& layer : c->layers) {
     layer.head_dim = dim;
     layer.kv_heads = kv_heads;
     layer.ffn = ffn;
   }
 }
+
+// 0, which finish_model_config refuses, for what has no such root.
+double inverse_root(double x) { return x > 0 ? 1.0 / std::sqrt(x) : 0.0; }
 
 // An id or a list of ids, added to those that are there.
 void add_ids(const Object& object, const char* key, std::vector<int64_t>* ids) {
@@ -287,61 +294,74 @@ void read_tokens(const Object& top, const Object& text, ModelConfig* c) {
   if (c->eos_ids.empty() && !text.contains("eos_token_id")) c->eos_ids = {c->arch == Arch::llama ? 2 : 1};
 }
 
+// Numbers of the whole model. Heads, hidden size and layer count are checked here, before anything is divided or
+// allocated by them; finish_model_config checks the rest.
+void read_sizes(const Object& top, const Object& text, ModelConfig* c) {
+  const bool llama = c->arch == Arch::llama, gemma3 = c->arch == Arch::gemma3;
+  c->hidden = text.integer("hidden_size");
+  // Early Gemma 3 files leave out what equals transformers' defaults.
+  c->heads = gemma3 ? text.integer("num_attention_heads", 8) : text.integer("num_attention_heads");
+  c->vocab = gemma3 ? text.integer("vocab_size", 262208) : text.integer("vocab_size");
+  c->context = text.integer("max_position_embeddings", llama ? 2048 : 131072);
+  c->eps = text.number("rms_norm_eps", 1e-6);
+  c->softcap = llama ? 0.0 : text.number("final_logit_softcapping", 0.0);
+  c->tied = top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", !llama));
+  c->norm_plus_one = gemma3;
+  const int64_t layers = text.integer("num_hidden_layers");
+  if (c->heads < 1) fail(text.place(), ": num_attention_heads: expected at least 1, found ", c->heads);
+  if (c->hidden < 1) fail(text.place(), ": hidden_size: expected at least 1, found ", c->hidden);
+  if (layers < 1 || layers > 4096) fail(text.place(), ": num_hidden_layers: expected 1 to 4096, found ", layers);
+  if (llama && !text.has("head_dim") && c->hidden % c->heads != 0)
+    fail(text.place(), ": hidden_size: expected a multiple of num_attention_heads (", c->heads, "), found ", c->hidden);
+  c->layers.resize(static_cast<size_t>(layers));
+  if (!llama) c->embedding_scale = std::sqrt(static_cast<double>(c->hidden));
+}
+
+void read_per_layer_embeddings(const Object& text, bool unified, ModelConfig* c) {
+  const int64_t fallback = unified ? 0 : 256;
+  c->ple = text.contains("hidden_size_per_layer_input") ? text.integer("hidden_size_per_layer_input", 0) : fallback;
+  c->ple_vocab = c->ple > 0 ? text.integer("vocab_size_per_layer_input", 262144) : 0;
+}
+
+void refuse_quantized(const Object& object) {
+  if (!object.has("quantization_config")) return;
+  const std::string method = object.object("quantization_config").string("quant_method", "an unnamed method");
+  fail(object.place(), ": expected float weights, found a checkpoint already quantized by ", method);
+}
+
 ModelConfig read_config(const Object& top, const std::string& origin, std::vector<std::string>* notices) {
   const Supported& row = supported(top);
   const Object text = row.wrapper ? top.object("text_config") : top;
-  for (const Object* object : {&top, &text})
-    if (object->has("quantization_config")) {
-      const Object quantization = object->object("quantization_config");
-      fail(object->place(), ": expected float weights, found a checkpoint already quantized by ",
-           quantization.string("quant_method", "an unnamed method"));
-    }
+  refuse_quantized(top);
+  refuse_quantized(text);
   refuse_unsupported(text, row.arch);
-  const bool llama = row.arch == Arch::llama, gemma3 = row.arch == Arch::gemma3;
 
   ModelConfig c;
   c.arch = row.arch;
-  c.hidden = text.integer("hidden_size");
-  // Early Gemma 3 files leave out what equals transformers' defaults.
-  c.heads = gemma3 ? text.integer("num_attention_heads", 8) : text.integer("num_attention_heads");
-  c.vocab = gemma3 ? text.integer("vocab_size", 262208) : text.integer("vocab_size");
-  c.context = text.integer("max_position_embeddings", llama ? 2048 : 131072);
-  c.eps = text.number("rms_norm_eps", 1e-6);
-  c.softcap = llama ? 0.0 : text.number("final_logit_softcapping", 0.0);
-  c.tied = top.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", !llama));
-  c.norm_plus_one = gemma3;
-  const int64_t layers = text.integer("num_hidden_layers");
-  // Before anything is allocated or divided by them.
-  if (c.heads < 1) fail(text.place(), ": num_attention_heads: expected at least 1, found ", c.heads);
-  if (c.hidden < 1) fail(text.place(), ": hidden_size: expected at least 1, found ", c.hidden);
-  if (layers < 1 || layers > 4096) fail(text.place(), ": num_hidden_layers: expected 1 to 4096, found ", layers);
-  if (llama && !text.has("head_dim") && c.hidden % c.heads != 0)
-    fail(text.place(), ": hidden_size: expected a multiple of num_attention_heads (", c.heads, "), found ", c.hidden);
-  c.layers.resize(static_cast<size_t>(layers));
-  if (!llama) c.embedding_scale = std::sqrt(static_cast<double>(c.hidden));
-
-  if (!llama) {
-    c.sliding_window = text.integer("sliding_window", gemma3 ? 4096 : 512);
-    read_layer_types(text, &c, notices);
-  }
-  if (row.arch == Arch::gemma4) {
-    read_gemma4_layers(text, &c);
-    const bool unified = text.string("model_type", row.model_type).find("unified") != std::string::npos;
-    c.ple = text.contains("hidden_size_per_layer_input") ? text.integer("hidden_size_per_layer_input", 0) : unified ? 0 : 256;
-    c.ple_vocab = c.ple > 0 ? text.integer("vocab_size_per_layer_input", 262144) : 0;
-    gemma_rope(text, &c);
-  } else {
+  read_sizes(top, text, &c);
+  if (c.arch == Arch::llama) {
     read_plain_layers(text, &c);
-    if (gemma3) gemma_rope(text, &c);
-    else c.rope_full = llama_rope(text);
-    const double scalar = gemma3 ? text.number("query_pre_attn_scalar", 256) : static_cast<double>(c.layers[0].head_dim);
-    c.attention_scale = scalar > 0 ? 1.0 / std::sqrt(scalar) : 0.0;
+    c.rope_full = llama_rope(text);
+    c.attention_scale = inverse_root(static_cast<double>(c.layers[0].head_dim));
+  } else {
+    c.sliding_window = text.integer("sliding_window", c.arch == Arch::gemma3 ? 4096 : 512);
+    read_layer_types(text, &c, notices);
+    gemma_rope(text, &c);
+  }
+  if (c.arch == Arch::gemma3) {
+    read_plain_layers(text, &c);
+    c.attention_scale = inverse_root(text.number("query_pre_attn_scalar", 256));
+  }
+  if (c.arch == Arch::gemma4) {
+    read_gemma4_layers(text, &c);
+    read_per_layer_embeddings(text, text.string("model_type", row.model_type).find("unified") != std::string::npos, &c);
   }
   read_tokens(top, text, &c);
   finish_model_config(&c, origin);
   if (notices != nullptr)
     for (const char* tower : {"vision_config", "audio_config"})
-      if (row.wrapper && top.has(tower)) notices->push_back(origin + ": " + tower + " is ignored: only the text part is used");
+      if (row.wrapper && top.has(tower))
+        notices->push_back(origin + ": " + tower + " is ignored: only the text part is used");
   return c;
 }
 
@@ -357,7 +377,8 @@ Json parse(const std::string& text, const std::string& origin) {
 
 }  // namespace
 
-ModelConfig model_config_from_json(const std::string& json, const std::string& origin, std::vector<std::string>* notices) {
+ModelConfig model_config_from_json(const std::string& json, const std::string& origin,
+                                   std::vector<std::string>* notices) {
   const Json root = parse(json, origin);
   return read_config(Object(root, origin), origin, notices);
 }

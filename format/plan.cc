@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <memory>
-
 #include <nlohmann/json.hpp>
 
 #include "format/error.h"
@@ -25,7 +24,8 @@ class Pattern {
     int code = 0;
     PCRE2_SIZE offset = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, &code, &offset, nullptr));
-    if (code_ == nullptr) fail("plan rule \"", text, "\": not a regular expression: ", message(code), " at character ", offset);
+    if (code_ == nullptr)
+      fail("plan rule \"", text, "\": not a regular expression: ", message(code), " at character ", offset);
     match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     QAT_CHECK(match_ != nullptr);
   }
@@ -45,8 +45,12 @@ class Pattern {
     return reinterpret_cast<const char*>(buffer);
   }
 
-  struct FreeCode { void operator()(pcre2_code* p) const { pcre2_code_free(p); } };
-  struct FreeMatch { void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); } };
+  struct FreeCode {
+    void operator()(pcre2_code* p) const { pcre2_code_free(p); }
+  };
+  struct FreeMatch {
+    void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
+  };
   std::string text_;
   std::unique_ptr<pcre2_code, FreeCode> code_;
   std::unique_ptr<pcre2_match_data, FreeMatch> match_;
@@ -57,8 +61,8 @@ void require_grid(DType type, const std::string& place) {
     fail(place, ": expected a type that can be written (F32, F16, BF16, Q4_0, Q8_0, Q6_K), found ", dtype_name(type));
 }
 
-// llama-quantize's choice when no rule decides: types asked for by name, then its default mixture, which has a finer type for
-// the head: the output matrix, or the embedding tables when the head is tied to one.
+// llama-quantize's choice when no rule decides: types asked for by name, then its default mixture, which has a finer
+// type for the head: the output matrix, or the embedding tables when the head is tied to one.
 DType default_type(const Plan& plan, const TensorInfo& info, bool tied) {
   const bool embedding = info.kind == TensorKind::embedding, output = info.role == Role::output;
   if (embedding && plan.has_embedding_type) return plan.embedding_type;
@@ -76,9 +80,16 @@ PlanEntry fit_to_shape(DType wanted, int64_t cols) {
   if (cols % dtype_info(entry.grid).block_size == 0) return entry;
   if (entry.grid == DType::Q6_K) entry.grid = DType::Q8_0;
   if (cols % dtype_info(entry.grid).block_size != 0) entry.grid = DType::F16;
-  entry.note = std::to_string(cols) + " columns are no multiple of " + std::to_string(dtype_info(wanted).block_size) + ": " +
-               dtype_name(entry.grid);
+  entry.note = std::to_string(cols) + " columns are no multiple of " + std::to_string(dtype_info(wanted).block_size) +
+               ": " + dtype_name(entry.grid);
   return entry;
+}
+
+// A rule that can never decide is a slip of the pen, and one that costs a training run.
+void require_match(const Pattern& pattern, const std::string& text, const std::vector<TensorInfo>& table) {
+  for (const TensorInfo& info : table)
+    if (info.quantizable && (pattern.found_in(info.name) || pattern.found_in(info.gguf))) return;
+  fail("plan rule \"", text, "\": matches no tensor that can be quantized");
 }
 
 DType source_type(const std::map<std::string, DType>& source_types, const TensorInfo& info) {
@@ -107,6 +118,7 @@ std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vecto
   for (const PlanRule& rule : plan.rules) {
     require_grid(rule.grid, "plan rule \"" + rule.pattern + "\"");
     patterns.emplace_back(rule.pattern);
+    require_match(patterns.back(), rule.pattern, table);
   }
   require_grid(plan.target, "plan target");
   if (plan.has_embedding_type) require_grid(plan.embedding_type, "token embedding type");
@@ -125,10 +137,8 @@ std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vecto
     });
     if (rule != patterns.end())
       entry = fit_to_shape(plan.rules[static_cast<size_t>(rule - patterns.begin())].grid, info.shape[1]);
-    else if (plan.keep)
-      entry.grid = source_type(source_types, info);
-    else
-      entry = fit_to_shape(default_type(plan, info, tied), info.shape[1]);
+    else if (plan.keep) entry.grid = source_type(source_types, info);
+    else entry = fit_to_shape(default_type(plan, info, tied), info.shape[1]);
   }
   return resolved;
 }
@@ -139,7 +149,8 @@ std::string plan_to_json(const Plan& plan, const std::map<std::string, PlanEntry
   json["version"] = kVersion;
   json["name"] = plan.name;
   json["rules"] = Json::array();
-  for (const PlanRule& rule : plan.rules) json["rules"].push_back({{"pattern", rule.pattern}, {"grid", dtype_name(rule.grid)}});
+  for (const PlanRule& rule : plan.rules)
+    json["rules"].push_back({{"pattern", rule.pattern}, {"grid", dtype_name(rule.grid)}});
   json["tensors"] = Json::object();
   json["notes"] = Json::object();
   for (const auto& [name, entry] : resolved) {
@@ -157,7 +168,8 @@ std::map<std::string, DType> resolved_plan_from_json(const std::string& text, co
   if (json.value("version", Json()) != kVersion)
     fail(origin, ": version: expected ", kVersion, ", found ", json.value("version", Json()).dump());
   const auto tensors = json.find("tensors");
-  if (tensors == json.end() || !tensors->is_object()) fail(origin, ": tensors: expected an object of tensor name to type");
+  if (tensors == json.end() || !tensors->is_object())
+    fail(origin, ": tensors: expected an object of tensor name to type");
   std::map<std::string, DType> resolved;
   for (const auto& [name, value] : tensors->items()) {
     const DTypeInfo* info = value.is_string() ? find_dtype_by_name(value.get_ref<const std::string&>()) : nullptr;

@@ -21,12 +21,12 @@ struct Plan {
   std::vector<PlanRule> rules;  // user's rules, tried first
   // What llama-quantize does for this target when no rule matches. F32, F16, BF16 targets: every matrix in that type.
   DType target = DType::F32;
-  bool keep = false;            // plan "none": every tensor stays as the checkpoint has it
-  // Types of embedding tables and of the head, instead of the target's default mixture (tied embedding, per-layer table and
-  // output: Q6_K). Set by --token-embedding-type / --output-tensor-type.
+  bool keep = false;  // plan "none": every tensor stays as the checkpoint has it
+  // Types of embedding tables and of the head, instead of the target's default mixture (tied embedding, per-layer table
+  // and output: Q6_K). Set by --token-embedding-type / --output-tensor-type.
   bool has_embedding_type = false, has_output_type = false;
   DType embedding_type = DType::Q6_K, output_type = DType::Q6_K;
-  bool pure = false;            // every quantizable tensor gets the target
+  bool pure = false;  // every quantizable tensor gets the target
 };
 
 // Names: "none"; "f32", "f16", "bf16", "q8_0", "q4_0". Throws Error listing the names.
@@ -39,7 +39,9 @@ struct PlanEntry {
 
 // The grid of every tensor in the table, by canonical name. Norms, scalars and whatever is not quantizable: F32 for 1-D
 // tensors; the matrices llama-quantize leaves alone keep BF16/F16/F32 as the checkpoint has them (`source_types`).
-// Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, then F16.
+// Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, then F16. The order of decisions:
+// format/README.md. Throws Error for a rule that is no regular expression, matches no tensor that can be quantized, or
+// names a type that is no grid.
 std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
                                               const std::map<std::string, DType>& source_types);
 

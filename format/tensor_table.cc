@@ -5,7 +5,8 @@
 namespace qat {
 namespace {
 
-// What a role is, whatever the model: its kind and names. Rows of a layer get the prefixes "model.layers.N." and "blk.N.".
+// What a role is, whatever the model: its kind and names. Rows of a layer get the prefixes "model.layers.N." and
+// "blk.N.".
 struct RoleInfo {
   Role role;
   TensorKind kind;
@@ -19,8 +20,10 @@ constexpr RoleInfo kRoles[] = {
     {Role::output, TensorKind::linear, "lm_head.weight", "output.weight"},
     {Role::output_norm, TensorKind::norm, "model.norm.weight", "output_norm.weight"},
     {Role::ple_embedding, TensorKind::embedding, "model.embed_tokens_per_layer.weight", "per_layer_token_embd.weight"},
-    {Role::ple_model_projection, TensorKind::linear, "model.per_layer_model_projection.weight", "per_layer_model_proj.weight"},
-    {Role::ple_projection_norm, TensorKind::norm, "model.per_layer_projection_norm.weight", "per_layer_proj_norm.weight"},
+    {Role::ple_model_projection, TensorKind::linear, "model.per_layer_model_projection.weight",
+     "per_layer_model_proj.weight"},
+    {Role::ple_projection_norm, TensorKind::norm, "model.per_layer_projection_norm.weight",
+     "per_layer_proj_norm.weight"},
     {Role::attention_norm, TensorKind::norm, "input_layernorm.weight", "attn_norm.weight"},
     {Role::q, TensorKind::linear, "self_attn.q_proj.weight", "attn_q.weight"},
     {Role::k, TensorKind::linear, "self_attn.k_proj.weight", "attn_k.weight"},
@@ -112,7 +115,9 @@ class TableBuilder {
   std::vector<TensorInfo> table_;
 };
 
-bool starts_with(const std::string& text, const std::string& prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
+bool starts_with(const std::string& text, const std::string& prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
 
 }  // namespace
 

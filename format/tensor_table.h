@@ -1,5 +1,5 @@
-// The one table of tensors: what each is called in every world, its shape as a function of the config. Nobody else spells
-// a tensor name.
+// The one table of tensors: what each is called in every world, its shape as a function of the config. Nobody else
+// spells a tensor name.
 #pragma once
 
 #include <string>
@@ -34,10 +34,11 @@ struct TensorInfo {
 // Every tensor the model has, in model order (embedding, layers, output norm, head). A tied head has no row.
 // A KV-shared layer has no k, v, k_norm; a K = V layer has no v.
 std::vector<TensorInfo> tensor_table(const ModelConfig& config);
-const TensorInfo* find_tensor_info(const std::vector<TensorInfo>& table, Role role, int layer = -1);  // nullptr when absent
+// nullptr when absent.
+const TensorInfo* find_tensor_info(const std::vector<TensorInfo>& table, Role role, int layer = -1);
 
 // The names an HF file may use for a canonical name, first match wins: "model.X", "model.language_model.X",
-// "language_model.model.X" (and the same for lm_head).
+// "language_model.model.X", and "X" (the bare text model); for lm_head the same without "model.".
 std::vector<std::string> hf_name_candidates(const std::string& canonical);
 // True for tensors that are known and not text: vision and audio towers, their embedders.
 bool is_tower_tensor(const std::string& hf_name);

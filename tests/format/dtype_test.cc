@@ -1,8 +1,8 @@
 #include "format/dtype.h"
 
-#include <set>
-
 #include <gtest/gtest.h>
+
+#include <set>
 
 namespace qat {
 namespace {
@@ -37,9 +37,9 @@ TEST(DType, NamesAreCaseInsensitiveAndUnknownOnesAreNotFound) {
 TEST(DType, RowBytes) {
   EXPECT_EQ(row_bytes(DType::F32, 3), 12u);
   EXPECT_EQ(row_bytes(DType::BF16, 5), 10u);
-  EXPECT_EQ(row_bytes(DType::Q4_0, 64), 36u);   // 4.5 bits per weight
-  EXPECT_EQ(row_bytes(DType::Q8_0, 64), 68u);   // 8.5
-  EXPECT_EQ(row_bytes(DType::Q6_K, 512), 420u); // 6.5625
+  EXPECT_EQ(row_bytes(DType::Q4_0, 64), 36u);    // 4.5 bits per weight
+  EXPECT_EQ(row_bytes(DType::Q8_0, 64), 68u);    // 8.5
+  EXPECT_EQ(row_bytes(DType::Q6_K, 512), 420u);  // 6.5625
   EXPECT_EQ(row_bytes(DType::Q4_0, 0), 0u);
 }
 

@@ -1,12 +1,12 @@
 // The specification in format/README.md, line by line, and bytes that llama-quantize wrote.
 #include "format/grid.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
-
-#include <gtest/gtest.h>
 
 #include "format/number.h"
 
@@ -36,7 +36,9 @@ Block32 block_of(std::vector<float> values) {
 int q4_code(const BlockQ4_0& block, int j) { return j < 16 ? block.qs[j] & 15 : block.qs[j - 16] >> 4; }
 
 template <class Block>
-bool same_bytes(const Block& a, const Block& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+bool same_bytes(const Block& a, const Block& b) {
+  return std::memcmp(&a, &b, sizeof a) == 0;
+}
 
 // Blocks of many kinds: ordinary, exact ties, both signs of the extreme, zeros, tiny, huge, wide range of magnitudes.
 std::vector<float> hard_values(int count, uint32_t seed) {
@@ -444,7 +446,8 @@ constexpr char kGoldQ6_K[] =
 
 std::vector<float> gold_values() {
   std::vector<float> x(256);
-  for (int i = 0; i < 256; ++i) x[static_cast<size_t>(i)] = static_cast<float>((i * i * 37 + i * 11) % 257 - 128) / 1000.0f;
+  for (int i = 0; i < 256; ++i)
+    x[static_cast<size_t>(i)] = static_cast<float>((i * i * 37 + i * 11) % 257 - 128) / 1000.0f;
   return x;
 }
 

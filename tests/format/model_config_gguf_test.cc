@@ -1,9 +1,9 @@
 // GGUF metadata, written here key for key as llama.cpp's converter writes it, gives the model that config.json gives.
-#include <functional>
-#include <limits>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
 
 #include "format/error.h"
 #include "format/model_config.h"
@@ -18,7 +18,8 @@ using ::testing::HasSubstr;
 
 const char* const kTinyGemma4 = R"({
   "model_type": "gemma4_text", "attention_k_eq_v": false, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
-  "final_logit_softcapping": 30.0, "global_head_dim": 16, "head_dim": 8, "hidden_size": 32, "hidden_size_per_layer_input": 4,
+  "final_logit_softcapping": 30.0, "global_head_dim": 16, "head_dim": 8, "hidden_size": 32,
+  "hidden_size_per_layer_input": 4,
   "intermediate_size": 24, "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 6,
   "layer_types": ["sliding_attention", "sliding_attention", "full_attention",
                   "sliding_attention", "sliding_attention", "full_attention"],
@@ -26,20 +27,23 @@ const char* const kTinyGemma4 = R"({
   "vocab_size": 40, "vocab_size_per_layer_input": 40})";
 
 const char* const kTinyGemma3 = R"({
-  "model_type": "gemma3_text", "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "head_dim": 8, "hidden_size": 32,
+  "model_type": "gemma3_text", "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "head_dim": 8,
+  "hidden_size": 32,
   "intermediate_size": 24, "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 7,
   "num_key_value_heads": 2, "query_pre_attn_scalar": 8, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
   "sliding_window": 16, "vocab_size": 40})";
 
 const char* const kTinyLlama = R"({
-  "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "head_dim": 16, "hidden_size": 48, "intermediate_size": 24,
+  "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "head_dim": 16, "hidden_size": 48,
+  "intermediate_size": 24,
   "max_position_embeddings": 512, "num_attention_heads": 6, "num_hidden_layers": 3, "num_key_value_heads": 2,
   "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
   "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                    "original_max_position_embeddings": 64},
   "vocab_size": 40})";
 
-GgufMetadata common_keys(const std::string& arch, uint32_t layers, uint32_t hidden, uint32_t heads, float eps, float theta) {
+GgufMetadata common_keys(const std::string& arch, uint32_t layers, uint32_t hidden, uint32_t heads, float eps,
+                         float theta) {
   return {{"general.architecture", arch},
           {"general.name", std::string("Tiny")},
           {arch + ".block_count", layers},
@@ -77,11 +81,11 @@ GgufMetadata gemma4_keys() {
 GgufMetadata gemma3_keys() {
   GgufMetadata m = common_keys("gemma3", 7, 32, 4, 1e-6f, 1e6f);
   const GgufMetadata rest = {
-      {"gemma3.feed_forward_length", uint32_t{24}},       {"gemma3.attention.head_count_kv", uint32_t{2}},
+      {"gemma3.feed_forward_length", uint32_t{24}},        {"gemma3.attention.head_count_kv", uint32_t{2}},
       {"gemma3.rope.scaling.type", std::string("linear")}, {"gemma3.rope.scaling.factor", 8.0f},
-      {"gemma3.attention.key_length", uint32_t{8}},       {"gemma3.attention.value_length", uint32_t{8}},
-      {"gemma3.attention.sliding_window", uint32_t{16}},  {"tokenizer.ggml.bos_token_id", uint32_t{2}},
-      {"tokenizer.ggml.eos_token_id", uint32_t{1}},       {"tokenizer.ggml.padding_token_id", uint32_t{0}}};
+      {"gemma3.attention.key_length", uint32_t{8}},        {"gemma3.attention.value_length", uint32_t{8}},
+      {"gemma3.attention.sliding_window", uint32_t{16}},   {"tokenizer.ggml.bos_token_id", uint32_t{2}},
+      {"tokenizer.ggml.eos_token_id", uint32_t{1}},        {"tokenizer.ggml.padding_token_id", uint32_t{0}}};
   m.insert(m.end(), rest.begin(), rest.end());
   return m;
 }
@@ -160,10 +164,12 @@ TEST(ModelConfigGguf, Gemma4) {
 }
 
 TEST(ModelConfigGguf, Gemma4KeysEqualValuesAreSeenByTheMissingTensor) {
-  const ModelConfig hf = model_config_from_json(
-      patched(kTinyGemma4, {{"attention_k_eq_v", true}, {"num_global_key_value_heads", 1}, {"num_kv_shared_layers", 0},
-                            {"use_double_wide_mlp", false}, {"hidden_size_per_layer_input", 0}}),
-      "config.json");
+  const ModelConfig hf = model_config_from_json(patched(kTinyGemma4, {{"attention_k_eq_v", true},
+                                                                      {"num_global_key_value_heads", 1},
+                                                                      {"num_kv_shared_layers", 0},
+                                                                      {"use_double_wide_mlp", false},
+                                                                      {"hidden_size_per_layer_input", 0}}),
+                                                "config.json");
   GgufMetadata m = gemma4_keys();
   set(&m, "gemma4.feed_forward_length", uint32_t{24});
   set(&m, "gemma4.attention.head_count_kv", std::vector<int32_t>{2, 2, 1, 2, 2, 1});
@@ -205,7 +211,8 @@ TEST(ModelConfigGguf, LlamaWithAndWithoutItsOwnHead) {
   expect_same_model(tied, written_and_read(llama_keys(), tensors_of(tied)));
   // Keys that older converters leave out.
   GgufMetadata m = llama_keys();
-  for (const char* key : {"llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"}) erase(&m, key);
+  for (const char* key : {"llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"})
+    erase(&m, key);
   ModelConfig shorter = written_and_read(m, {tensors_of(tied)[0]});
   EXPECT_EQ(shorter.layers[0].head_dim, 8);
 }
@@ -243,8 +250,8 @@ TEST(ModelConfigGguf, WhatIsWrongIsNamed) {
     set(&m, c.key, c.value);
     EXPECT_THAT(error_of(m, tensors), HasSubstr(c.message)) << c.key;
   }
-  for (const char* key : {"gemma4.attention.key_length", "gemma4.attention.key_length_swa", "gemma4.attention.sliding_window_pattern",
-                          "gemma4.context_length", "general.architecture"}) {
+  for (const char* key : {"gemma4.attention.key_length", "gemma4.attention.key_length_swa",
+                          "gemma4.attention.sliding_window_pattern", "gemma4.context_length", "general.architecture"}) {
     GgufMetadata m = gemma4_keys();
     erase(&m, key);
     EXPECT_THAT(error_of(m, tensors), HasSubstr(key));
@@ -260,11 +267,14 @@ TEST(ModelConfigGguf, TensorsThatMetadataDependsOnAreChecked) {
     return error_of(gemma4_keys(), tensors);
   };
   EXPECT_EQ(changed("", [](NamedTensor*) {}), "");
-  EXPECT_THAT(changed("token_embd.weight", [](NamedTensor* t) { t->shape = {40}; }), HasSubstr("expected 2 dimensions, found 1"));
+  EXPECT_THAT(changed("token_embd.weight", [](NamedTensor* t) { t->shape = {40}; }),
+              HasSubstr("expected 2 dimensions, found 1"));
   EXPECT_THAT(changed("token_embd.weight", [](NamedTensor* t) { t->name = "embd"; }), HasSubstr("token_embd.weight"));
   EXPECT_THAT(changed("rope_freqs.weight", [](NamedTensor* t) { t->shape = {7}; }), HasSubstr("expected 8 values"));
-  EXPECT_THAT(changed("rope_freqs.weight", [](NamedTensor* t) { t->values[3] = 0.0f; }), HasSubstr("expected positive numbers"));
-  EXPECT_THAT(changed("blk.0.attn_q.weight", [](NamedTensor* t) { t->name = "blk.0.attn_q.bias"; }), HasSubstr("biases"));
+  EXPECT_THAT(changed("rope_freqs.weight", [](NamedTensor* t) { t->values[3] = 0.0f; }),
+              HasSubstr("expected positive numbers"));
+  EXPECT_THAT(changed("blk.0.attn_q.weight", [](NamedTensor* t) { t->name = "blk.0.attn_q.bias"; }),
+              HasSubstr("biases"));
 }
 
 }  // namespace

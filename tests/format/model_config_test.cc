@@ -1,12 +1,12 @@
 // One model from every spelling of it: config.json old and new, GGUF metadata as llama.cpp's converter writes it.
 #include "format/model_config.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -95,9 +95,12 @@ TEST(ModelConfigHf, PerLayerConfigReplacesGlobalHeadDim) {
   const std::string respelled =
       patched(kGemma4_31B, {{"per_layer_config", per_layer}}, {"global_head_dim", "num_global_key_value_heads"});
   expect_same_model(parse(kGemma4_31B), parse(respelled));
-  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"60", {{"head_dim", 512}}}}}})), HasSubstr("below 60"));
-  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"1", {{"experts", 512}}}}}})), HasSubstr("found experts"));
-  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"x", {{"head_dim", 512}}}}}})), HasSubstr("layer numbers"));
+  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"60", {{"head_dim", 512}}}}}})),
+              HasSubstr("below 60"));
+  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"1", {{"experts", 512}}}}}})),
+              HasSubstr("found experts"));
+  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"x", {{"head_dim", 512}}}}}})),
+              HasSubstr("layer numbers"));
 }
 
 TEST(ModelConfigHf, TheLastLayerOfGemma4IsFull) {
@@ -110,7 +113,8 @@ TEST(ModelConfigHf, TheLastLayerOfGemma4IsFull) {
 }
 
 TEST(ModelConfigHf, Gemma4DefaultsOfTransformers) {
-  const ModelConfig c = parse(R"({"model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 128,
+  const ModelConfig c =
+      parse(R"({"model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 128,
       "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100})");
   EXPECT_EQ(c.ple, 256);
   EXPECT_EQ(c.ple_vocab, 262144);
@@ -129,7 +133,7 @@ TEST(ModelConfigHf, Gemma4DefaultsOfTransformers) {
 
 TEST(ModelConfigHf, Gemma3OldAndNewSpelling) {
   const ModelConfig c = parse(kGemma3_4B);
-  EXPECT_EQ(c.heads, 8);     // left out of the file
+  EXPECT_EQ(c.heads, 8);  // left out of the file
   EXPECT_EQ(c.vocab, 262208);
   EXPECT_EQ(c.rope_full.linear_factor, 8.0);
   EXPECT_EQ(c.rope_full.theta, 1e6);
@@ -143,7 +147,8 @@ TEST(ModelConfigHf, Gemma3OldAndNewSpelling) {
                                {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 1e4}}}};
   nlohmann::json types = nlohmann::json::array();
   for (int i = 0; i < 34; ++i) types.push_back((i + 1) % 6 ? "sliding_attention" : "full_attention");
-  expect_same_model(c, parse(patched(kGemma3_4B, {{"rope_parameters", rope}, {"layer_types", types}}, {"rope_scaling"})));
+  expect_same_model(c,
+                    parse(patched(kGemma3_4B, {{"rope_parameters", rope}, {"layer_types", types}}, {"rope_scaling"})));
 }
 
 TEST(ModelConfigHf, Gemma3ScaleOf27BAndPeriods) {
@@ -173,8 +178,10 @@ TEST(ModelConfigHf, LlamaOldAndNewSpelling) {
 }
 
 TEST(ModelConfigHf, LlamaDefaults) {
-  const ModelConfig c = parse(R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 160,
-      "num_attention_heads": 6, "vocab_size": 320, "rope_scaling": null, "num_key_value_heads": null, "head_dim": null})");
+  const ModelConfig c =
+      parse(R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 160,
+      "num_attention_heads": 6, "vocab_size": 320, "rope_scaling": null, "num_key_value_heads": null,
+      "head_dim": null})");
   EXPECT_EQ(c.layers[0].head_dim, 16);
   EXPECT_EQ(c.layers[0].kv_heads, 6);
   EXPECT_FALSE(c.tied);
@@ -224,10 +231,13 @@ TEST(ModelConfigHf, WhatIsNotSupportedIsSaid) {
       {"quantization_config", {{"quant_method", "gptq"}}, "already quantized by gptq"},
       {"rope_parameters", {{"full_attention", {{"rope_type", "yarn"}, {"factor", 2}}}}, "found yarn"},
       {"rope_parameters", {{"rope_type", "default"}}, "per layer type"},
-      {"rope_parameters", {{"sliding_attention", {{"partial_rotary_factor", 0.5}}}}, "partial_rotary_factor: expected 1"},
+      {"rope_parameters",
+       {{"sliding_attention", {{"partial_rotary_factor", 0.5}}}},
+       "partial_rotary_factor: expected 1"},
   };
   for (const Refusal& refusal : refusals)
-    EXPECT_THAT(error_of(patched(kGemma4E2B, {{refusal.key, refusal.value}})), HasSubstr(refusal.message)) << refusal.key;
+    EXPECT_THAT(error_of(patched(kGemma4E2B, {{refusal.key, refusal.value}})), HasSubstr(refusal.message))
+        << refusal.key;
 }
 
 TEST(ModelConfigHf, ValuesOutOfRangeOrOfAnotherTypeAreNamed) {
@@ -264,7 +274,9 @@ TEST(ModelConfigHf, ValuesOutOfRangeOrOfAnotherTypeAreNamed) {
       {"layer_types", {"sliding_attention"}, "layer_types: expected a list of 35"},
       {"layer_types", nlohmann::json(35, "chunked_attention"), "found \"chunked_attention\""},
       {"eos_token_id", {1, "x"}, "eos_token_id: expected an integer"},
-      {"rope_parameters", {{"full_attention", {{"rope_type", "proportional"}, {"partial_rotary_factor", 1.5}}}}, "partial_rotary_factor"},
+      {"rope_parameters",
+       {{"full_attention", {{"rope_type", "proportional"}, {"partial_rotary_factor", 1.5}}}},
+       "partial_rotary_factor"},
       {"rope_parameters", {{"full_attention", {{"rope_theta", -1}}}}, "theta"},
       {"rope_parameters", {{"full_attention", 7}}, "full_attention: expected a JSON object, found 7"},
   };
@@ -274,14 +286,18 @@ TEST(ModelConfigHf, ValuesOutOfRangeOrOfAnotherTypeAreNamed) {
 }
 
 TEST(ModelConfigHf, MissingKeysAndBrokenFiles) {
-  for (const char* key : {"model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"})
-    EXPECT_THAT(error_of(patched(kLlama32_1B, {}, {key})), HasSubstr(std::string(key) + ": expected a value, found none"));
+  for (const char* key :
+       {"model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"})
+    EXPECT_THAT(error_of(patched(kLlama32_1B, {}, {key})),
+                HasSubstr(std::string(key) + ": expected a value, found none"));
   EXPECT_THAT(error_of(R"({"model_type": "gemma4"})"), HasSubstr("text_config: expected a value"));
   EXPECT_THAT(error_of(R"({"model_type": "gemma4", "text_config": []})"), HasSubstr("expected a JSON object"));
   EXPECT_THAT(error_of("[]"), HasSubstr("config.json: expected a JSON object"));
   EXPECT_THAT(error_of(""), HasSubstr("expected valid JSON"));
-  EXPECT_THAT(error_of(patched(kLlama32_1B, {{"hidden_size", 2049}}, {"head_dim"})), HasSubstr("multiple of num_attention_heads"));
-  EXPECT_THAT(error_of(patched(kLlama32_1B, {{"rope_scaling", {{"rope_type", "llama3"}}}})), HasSubstr("factor: expected a value"));
+  EXPECT_THAT(error_of(patched(kLlama32_1B, {{"hidden_size", 2049}}, {"head_dim"})),
+              HasSubstr("multiple of num_attention_heads"));
+  EXPECT_THAT(error_of(patched(kLlama32_1B, {{"rope_scaling", {{"rope_type", "llama3"}}}})),
+              HasSubstr("factor: expected a value"));
   // Cut anywhere, the file is refused with one line.
   const std::string whole = kGemma4_12B;
   for (size_t size = 0; size + 1 < whole.find_last_of('}'); size += 7) {
@@ -298,7 +314,8 @@ TEST(Rope, DefaultAndLinearFrequencies) {
   c.rope_full = RopeConfig();
   const std::vector<float> plain = rope_frequencies(c, c.layers[0]);
   ASSERT_EQ(plain.size(), 32u);
-  for (size_t i = 0; i < 32; ++i) EXPECT_FLOAT_EQ(plain[i], static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / 64)));
+  for (size_t i = 0; i < 32; ++i)
+    EXPECT_FLOAT_EQ(plain[i], static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / 64)));
   EXPECT_TRUE(rope_divisors(c).empty());
   c.rope_full.linear_factor = 8.0;
   const std::vector<float> linear = rope_frequencies(c, c.layers[0]);
@@ -328,7 +345,9 @@ TEST(Rope, Llama3KeepsShortWavesAndDividesLongOnes) {
   for (size_t i = 0; i < 32; ++i) {
     const double plain = std::pow(500000.0, -2.0 * static_cast<double>(i) / 64), wavelength = 2 * M_PI / plain;
     const double smooth = (8192 / wavelength - 1.0) / 3.0;
-    const double expected = wavelength < 2048 ? plain : wavelength > 8192 ? plain / 32 : (1 - smooth) * plain / 32 + smooth * plain;
+    const double expected = wavelength < 2048   ? plain
+                            : wavelength > 8192 ? plain / 32
+                                                : (1 - smooth) * plain / 32 + smooth * plain;
     EXPECT_NEAR(f[i], expected, 1e-6 * expected) << i;
     EXPECT_NEAR(divisors[i], plain / expected, 1e-5 * plain / expected) << i;
     kept += divisors[i] == 1.0f;

@@ -3,7 +3,8 @@
 namespace qat {
 
 const char* const kGemma4E2B = R"({
-  "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "attention_bias": false, "attention_k_eq_v": false,
+  "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "attention_bias": false,
+  "attention_k_eq_v": false,
   "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "dtype": "bfloat16", "enable_moe_block": false,
   "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
   "hidden_size": 1536, "hidden_size_per_layer_input": 256, "intermediate_size": 6144,
@@ -27,7 +28,8 @@ const char* const kGemma4E2B = R"({
 const char* const kGemma4E4B = R"({
   "model_type": "gemma4_text", "attention_k_eq_v": false, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
   "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_size": 2560,
-  "hidden_size_per_layer_input": 256, "intermediate_size": 10240, "max_position_embeddings": 131072, "num_attention_heads": 8,
+  "hidden_size_per_layer_input": 256, "intermediate_size": 10240, "max_position_embeddings": 131072,
+  "num_attention_heads": 8,
   "num_global_key_value_heads": null, "num_hidden_layers": 42, "num_key_value_heads": 2, "num_kv_shared_layers": 18,
   "rms_norm_eps": 1e-06, "sliding_window": 512, "use_double_wide_mlp": false, "vocab_size": 262144,
   "vocab_size_per_layer_input": 262144})";
@@ -37,26 +39,33 @@ const char* const kGemma4_12B = R"({
   "audio_config": {"model_type": "gemma4_unified_audio"}, "vision_config": {"model_type": "gemma4_unified_vision"},
   "tie_word_embeddings": true,
   "text_config": {
-    "model_type": "gemma4_unified_text", "attention_k_eq_v": true, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
-    "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_size": 3840, "intermediate_size": 15360,
-    "max_position_embeddings": 262144, "num_attention_heads": 16, "num_global_key_value_heads": 1, "num_hidden_layers": 48,
+    "model_type": "gemma4_unified_text", "attention_k_eq_v": true, "bos_token_id": 2, "eos_token_id": 1,
+    "pad_token_id": 0,
+    "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_size": 3840,
+    "intermediate_size": 15360,
+    "max_position_embeddings": 262144, "num_attention_heads": 16, "num_global_key_value_heads": 1,
+    "num_hidden_layers": 48,
     "num_key_value_heads": 8, "num_kv_shared_layers": 0, "rms_norm_eps": 1e-06, "sliding_window": 1024,
     "use_bidirectional_attention": "vision", "use_double_wide_mlp": false, "vocab_size": 262144}})";
 
 const char* const kGemma4_31B = R"({
   "model_type": "gemma4_text", "attention_k_eq_v": true, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
   "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_size": 5376,
-  "hidden_size_per_layer_input": 0, "intermediate_size": 21504, "max_position_embeddings": 262144, "num_attention_heads": 32,
+  "hidden_size_per_layer_input": 0, "intermediate_size": 21504, "max_position_embeddings": 262144,
+  "num_attention_heads": 32,
   "num_global_key_value_heads": 4, "num_hidden_layers": 60, "num_key_value_heads": 16, "num_kv_shared_layers": 0,
   "rms_norm_eps": 1e-06, "sliding_window": 1024, "use_bidirectional_attention": "vision", "vocab_size": 262144})";
 
 const char* const kGemma3_1B = R"({
-  "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": false, "attn_logit_softcapping": null,
-  "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "cache_implementation": "hybrid", "final_logit_softcapping": null,
+  "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": false,
+  "attn_logit_softcapping": null,
+  "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "cache_implementation": "hybrid",
+  "final_logit_softcapping": null,
   "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
   "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
   "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": null,
-  "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16", "vocab_size": 262144})";
+  "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+  "vocab_size": 262144})";
 
 const char* const kGemma3_4B = R"({
   "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],

@@ -1,9 +1,9 @@
 // Every 16-bit float, both ways.
 #include "format/number.h"
 
-#include <cmath>
-
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 namespace qat {
 namespace {
@@ -18,7 +18,9 @@ TEST(Number, EveryHalfRoundTrips) {
     EXPECT_EQ(f32_to_f16(x), h);
     // An independent definition of the value.
     const int exponent = (h >> 10) & 31, mantissa = h & 1023;
-    const double magnitude = exponent == 31 ? HUGE_VAL : exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    const double magnitude = exponent == 31  ? HUGE_VAL
+                             : exponent == 0 ? std::ldexp(mantissa, -24)
+                                             : std::ldexp(1024 + mantissa, exponent - 25);
     EXPECT_EQ(static_cast<double>(x), (h & 0x8000) ? -magnitude : magnitude);
   }
 }

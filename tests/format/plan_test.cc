@@ -49,7 +49,8 @@ std::string error_of(const Plan& plan, const Model& model) {
 }
 
 // 96 wide as the goldens: 32 divides it and 256 does not; FFN of 172, which nothing divides.
-const char* const kOddLlama = R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 172,
+const char* const kOddLlama =
+    R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 172,
     "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 320})";
 
 TEST(Plan, Q4_0OfATiedModel) {
@@ -78,7 +79,8 @@ TEST(Plan, Q8_0AndFloats) {
   const Model model = model_of(kGemma4E2B);
   EXPECT_EQ(counts(grids(plan_from_name("q8_0"), model)).at(DType::Q8_0), 35 * 7 + 15 * 2 + 2);
   EXPECT_EQ(counts(grids(plan_from_name("f16"), model)).at(DType::F16), 35 * 7 + 15 * 2 + 2);
-  EXPECT_EQ(counts(grids(plan_from_name("f32"), model)).at(DType::BF16), 1);  // per_layer_model_projection is left alone
+  EXPECT_EQ(counts(grids(plan_from_name("f32"), model)).at(DType::BF16),
+            1);  // per_layer_model_projection is left alone
   EXPECT_EQ(counts(grids(plan_from_name("bf16"), model)).count(DType::F16), 0u);
 }
 
@@ -106,7 +108,9 @@ TEST(Plan, RowsThatBlocksDoNotDivide) {
 TEST(Plan, TypesForEmbeddingsAndHeadWhenTied) {
   const Model model = model_of(kGemma4E2B);
   Plan plan = plan_from_name("q4_0");
-  const auto both = [&] { return std::pair(grids(plan, model).at("token_embd.weight"), grids(plan, model).at("per_layer_token_embd.weight")); };
+  const auto both = [&] {
+    return std::pair(grids(plan, model).at("token_embd.weight"), grids(plan, model).at("per_layer_token_embd.weight"));
+  };
   plan.has_output_type = true;
   plan.output_type = DType::Q8_0;  // the head is the embedding
   EXPECT_EQ(both(), std::pair(DType::Q8_0, DType::Q8_0));
@@ -136,7 +140,7 @@ TEST(Plan, TheFirstRuleThatMatchesEitherNameDecides) {
   const Model model = model_of(kGemma4E2B);
   Plan plan = plan_from_name("q4_0");
   plan.rules = {{R"(layers\.\d\.mlp\.(up|gate)_proj)", DType::Q8_0},  // one digit, HF's names
-                {R"(^blk\.1?\d\.ffn_)", DType::F16},                   // up to 19, GGUF's names
+                {R"(^blk\.1?\d\.ffn_)", DType::F16},                  // up to 19, GGUF's names
                 {"token_embd", DType::Q4_0},
                 {".", DType::BF16}};
   const std::map<std::string, DType> g = grids(plan, model);
@@ -156,12 +160,15 @@ TEST(Plan, WhatIsWrongIsNamed) {
   const Model model = model_of(kOddLlama);
   Plan plan = plan_from_name("q4_0");
   plan.rules = {{"ffn_(", DType::Q8_0}};
-  EXPECT_THAT(error_of(plan, model), HasSubstr("plan rule \"ffn_(\": not a regular expression: missing closing parenthesis"));
+  EXPECT_THAT(error_of(plan, model),
+              HasSubstr("plan rule \"ffn_(\": not a regular expression: missing closing parenthesis"));
   plan.rules = {{"ffn", DType::Q4_1}};
   EXPECT_THAT(error_of(plan, model), HasSubstr("plan rule \"ffn\": expected a type that can be written"));
   EXPECT_THAT(error_of(plan, model), HasSubstr("found Q4_1"));
   plan.rules = {{"^(([a-z._0-9])+)+[^a-z._0-9]", DType::Q8_0}};  // exponential: must end
   EXPECT_THAT(error_of(plan, model), HasSubstr("cannot be matched"));
+  plan.rules = {{"ffn_donw", DType::Q8_0}};
+  EXPECT_THAT(error_of(plan, model), HasSubstr("plan rule \"ffn_donw\": matches no tensor"));
   plan.rules.clear();
   plan.has_embedding_type = true;
   plan.embedding_type = DType::Q2_K;
@@ -172,7 +179,7 @@ TEST(Plan, WhatIsWrongIsNamed) {
 TEST(Plan, ThereAndBackAsJson) {
   const Model model = model_of(kOddLlama);
   Plan plan = plan_from_name("q4_0");
-  plan.rules = {{"attn_\"q\\.", DType::Q8_0}};
+  plan.rules = {{"attn_[\"q]\\.", DType::Q8_0}};
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, model.table, model.types);
   const std::string json = plan_to_json(plan, resolved);
   EXPECT_THAT(json, HasSubstr("172 columns"));
@@ -196,10 +203,12 @@ TEST(Plan, HostileJson) {
   EXPECT_THAT(error("nonsense"), HasSubstr("qat_plan.json: expected JSON"));
   EXPECT_THAT(error("[1, 2]"), HasSubstr("format"));
   EXPECT_THAT(error(R"({"version": 1, "tensors": {}})"), HasSubstr("format"));
-  EXPECT_THAT(error(R"({"format": "qat_plan", "version": 2, "tensors": {}})"), HasSubstr("version: expected 1, found 2"));
+  EXPECT_THAT(error(R"({"format": "qat_plan", "version": 2, "tensors": {}})"),
+              HasSubstr("version: expected 1, found 2"));
   EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1})"), HasSubstr("tensors"));
   EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": []})"), HasSubstr("tensors"));
-  EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": {"a": 7}})"), HasSubstr("tensors: a: expected the name of a type, found 7"));
+  EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": {"a": 7}})"),
+              HasSubstr("tensors: a: expected the name of a type, found 7"));
   EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": {"a": "Q9_9"}})"), HasSubstr("Q9_9"));
   EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": {"a": "Q4_1"}})"), HasSubstr("found Q4_1"));
 }

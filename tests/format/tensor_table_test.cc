@@ -1,11 +1,11 @@
 // The table against published tensor counts, shapes, and the files of real checkpoints.
 #include "format/tensor_table.h"
 
-#include <filesystem>
-#include <set>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <filesystem>
+#include <set>
 
 #include "format/safetensors.h"
 #include "tests/format/model_configs.h"
@@ -16,7 +16,9 @@ namespace {
 
 using ::testing::ElementsAre;
 
-std::vector<TensorInfo> table_of(const std::string& json) { return tensor_table(model_config_from_json(json, "config.json")); }
+std::vector<TensorInfo> table_of(const std::string& json) {
+  return tensor_table(model_config_from_json(json, "config.json"));
+}
 
 const TensorInfo& named(const std::vector<TensorInfo>& table, const std::string& gguf) {
   for (const TensorInfo& info : table)
@@ -39,19 +41,20 @@ TEST(TensorTable, CountsOfPublishedGgufFiles) {
 TEST(TensorTable, ShapesOfE2B) {
   const std::vector<TensorInfo> table = table_of(kGemma4E2B);
   const std::pair<const char*, std::vector<int64_t>> expected[] = {
-      {"token_embd.weight", {262144, 1536}},     {"per_layer_token_embd.weight", {262144, 8960}},
+      {"token_embd.weight", {262144, 1536}},         {"per_layer_token_embd.weight", {262144, 8960}},
       {"per_layer_model_proj.weight", {8960, 1536}}, {"per_layer_proj_norm.weight", {256}},
-      {"blk.0.attn_q.weight", {2048, 1536}},     {"blk.4.attn_q.weight", {4096, 1536}},
-      {"blk.0.attn_k.weight", {256, 1536}},      {"blk.4.attn_v.weight", {512, 1536}},
-      {"blk.0.attn_output.weight", {1536, 2048}}, {"blk.34.attn_output.weight", {1536, 4096}},
-      {"blk.14.ffn_up.weight", {6144, 1536}},    {"blk.15.ffn_down.weight", {1536, 12288}},
-      {"blk.0.inp_gate.weight", {256, 1536}},    {"blk.0.proj.weight", {1536, 256}},
-      {"blk.0.attn_q_norm.weight", {256}},       {"blk.4.attn_k_norm.weight", {512}},
-      {"blk.0.layer_output_scale.weight", {1}},  {"output_norm.weight", {1536}},
+      {"blk.0.attn_q.weight", {2048, 1536}},         {"blk.4.attn_q.weight", {4096, 1536}},
+      {"blk.0.attn_k.weight", {256, 1536}},          {"blk.4.attn_v.weight", {512, 1536}},
+      {"blk.0.attn_output.weight", {1536, 2048}},    {"blk.34.attn_output.weight", {1536, 4096}},
+      {"blk.14.ffn_up.weight", {6144, 1536}},        {"blk.15.ffn_down.weight", {1536, 12288}},
+      {"blk.0.inp_gate.weight", {256, 1536}},        {"blk.0.proj.weight", {1536, 256}},
+      {"blk.0.attn_q_norm.weight", {256}},           {"blk.4.attn_k_norm.weight", {512}},
+      {"blk.0.layer_output_scale.weight", {1}},      {"output_norm.weight", {1536}},
   };
   for (const auto& [name, shape] : expected) EXPECT_EQ(named(table, name).shape, shape) << name;
   for (int layer = 15; layer < 35; ++layer)
-    for (const Role role : {Role::k, Role::v, Role::k_norm}) EXPECT_EQ(find_tensor_info(table, role, layer), nullptr) << layer;
+    for (const Role role : {Role::k, Role::v, Role::k_norm})
+      EXPECT_EQ(find_tensor_info(table, role, layer), nullptr) << layer;
 }
 
 TEST(TensorTable, AKEqualsVLayerHasNoV) {
@@ -65,20 +68,21 @@ TEST(TensorTable, AKEqualsVLayerHasNoV) {
 
 TEST(TensorTable, NamesAndOrder) {
   std::vector<std::string> names, ggufs;
-  for (const TensorInfo& info : table_of(patched(kLlama32_1B, {{"num_hidden_layers", 1}, {"tie_word_embeddings", false}}))) {
+  for (const TensorInfo& info :
+       table_of(patched(kLlama32_1B, {{"num_hidden_layers", 1}, {"tie_word_embeddings", false}}))) {
     names.push_back(info.name);
     ggufs.push_back(info.gguf);
   }
   EXPECT_THAT(names, ElementsAre("model.embed_tokens.weight", "model.layers.0.input_layernorm.weight",
                                  "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight",
                                  "model.layers.0.self_attn.v_proj.weight", "model.layers.0.self_attn.o_proj.weight",
-                                 "model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.gate_proj.weight",
-                                 "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight",
-                                 "model.norm.weight", "lm_head.weight"));
-  EXPECT_THAT(ggufs, ElementsAre("token_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight", "blk.0.attn_k.weight",
-                                 "blk.0.attn_v.weight", "blk.0.attn_output.weight", "blk.0.ffn_norm.weight",
-                                 "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight", "output_norm.weight",
-                                 "output.weight"));
+                                 "model.layers.0.post_attention_layernorm.weight",
+                                 "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight",
+                                 "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"));
+  EXPECT_THAT(ggufs, ElementsAre("token_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight",
+                                 "blk.0.attn_k.weight", "blk.0.attn_v.weight", "blk.0.attn_output.weight",
+                                 "blk.0.ffn_norm.weight", "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight",
+                                 "blk.0.ffn_down.weight", "output_norm.weight", "output.weight"));
   const std::vector<TensorInfo> gemma = table_of(kGemma4E2B);
   EXPECT_EQ(named(gemma, "blk.3.ffn_norm.weight").name, "model.layers.3.pre_feedforward_layernorm.weight");
   EXPECT_EQ(named(gemma, "blk.3.post_attention_norm.weight").name, "model.layers.3.post_attention_layernorm.weight");
@@ -94,7 +98,8 @@ TEST(TensorTable, EveryNameOnce) {
     for (const TensorInfo& info : table_of(config)) {
       EXPECT_TRUE(names.insert(info.name).second) << info.name;
       EXPECT_TRUE(ggufs.insert(info.gguf).second) << info.gguf;
-      EXPECT_EQ(info.shape.size(), info.kind == TensorKind::linear || info.kind == TensorKind::embedding ? 2u : 1u) << info.name;
+      EXPECT_EQ(info.shape.size(), info.kind == TensorKind::linear || info.kind == TensorKind::embedding ? 2u : 1u)
+          << info.name;
       EXPECT_EQ(info.quantizable, info.shape.size() == 2 && info.role != Role::ple_model_projection) << info.name;
     }
   }
@@ -109,11 +114,13 @@ TEST(TensorTable, SpellingsOfHfFiles) {
 }
 
 TEST(TensorTable, Towers) {
-  for (const char* name : {"model.vision_tower.encoder.layers.0.mlp.up_proj.weight", "vision_tower.x", "model.audio_tower.x",
-                           "model.embed_vision.embedding_projection.weight", "model.embed_audio.x", "multi_modal_projector.x",
-                           "model.vision_embedder.patch_dense.weight"})
+  for (const char* name :
+       {"model.vision_tower.encoder.layers.0.mlp.up_proj.weight", "vision_tower.x", "model.audio_tower.x",
+        "model.embed_vision.embedding_projection.weight", "model.embed_audio.x", "multi_modal_projector.x",
+        "model.vision_embedder.patch_dense.weight"})
     EXPECT_TRUE(is_tower_tensor(name)) << name;
-  for (const char* name : {"model.embed_tokens.weight", "model.language_model.norm.weight", "lm_head.weight", "vision", ""})
+  for (const char* name :
+       {"model.embed_tokens.weight", "model.language_model.norm.weight", "lm_head.weight", "vision", ""})
     EXPECT_FALSE(is_tower_tensor(name)) << name;
 }
 
@@ -121,8 +128,9 @@ TEST(TensorTable, Towers) {
 
 TEST(TensorTableShared, EqualsTheFilesOfCheckpoints) {
   QAT_NEED_SHARED("goldens");
-  for (const char* model : {"checkpoints/stories260K", "checkpoints/gemma4-micro", "checkpoints/gemma4-mini", "goldens/llama",
-                            "goldens/gemma3", "goldens/gemma4-e2b", "goldens/gemma4-e4b", "goldens/gemma4-31b"}) {
+  for (const char* model :
+       {"checkpoints/stories260K", "checkpoints/gemma4-micro", "checkpoints/gemma4-mini", "goldens/llama",
+        "goldens/gemma3", "goldens/gemma4-e2b", "goldens/gemma4-e4b", "goldens/gemma4-31b"}) {
     const ModelConfig config = model_config_from_hf(shared_path(model));
     const std::vector<TensorInfo> table = tensor_table(config);
     const Safetensors file(shared_path(std::string(model) + "/model.safetensors"));
