@@ -192,17 +192,25 @@ std::string percentile_label(double fraction) {
   if (fraction <= 0.0) return "minimum";
   if (fraction == 0.5) return "median";
   char text[16];
-  std::snprintf(text, sizeof text, "%.1f %%", fraction * 100);
+  std::snprintf(text, sizeof text, "%5.1f %%", fraction * 100);
   return text;
 }
 
-// A value and its standard error, in units of 1 / scale ("%" with scale 100).
-void row(const std::string& label, const Estimate& estimate, double scale = 1.0, const char* unit = "") {
-  std::printf("  %-28s %12.6f ± %9.6f%s\n", label.c_str(), scale * estimate.value, scale * estimate.error, unit);
+// How a block of rows shows its values: nats and perplexities, or fractions as percent.
+struct Unit {
+  double scale;
+  int decimals;
+  const char* suffix;
+};
+constexpr Unit kPlain = {1.0, 6, ""};
+constexpr Unit kPercent = {100.0, 3, " %"};
+
+void row(const std::string& label, const Estimate& e, const Unit& unit = kPlain) {
+  std::printf("  %-28s %12.*f%s ± %.*f%s\n", label.c_str(), unit.decimals, unit.scale * e.value, unit.suffix,
+              unit.decimals, unit.scale * e.error, unit.suffix);
 }
-void row(const std::string& label, double value, double scale = 1.0, const char* unit = "") {
-  const bool padded = *unit != '\0';
-  std::printf("  %-28s %12.6f%*s%s\n", label.c_str(), scale * value, padded ? 12 : 0, "", unit);
+void row(const std::string& label, double value, const Unit& unit = kPlain) {
+  std::printf("  %-28s %12.*f%s\n", label.c_str(), unit.decimals, unit.scale * value, unit.suffix);
 }
 
 void print_report(const EvalOptions& options, const EvalReport& report) {
@@ -220,17 +228,16 @@ void print_report(const EvalOptions& options, const EvalReport& report) {
     row("ratio", kl.ratio);
     row("ln(ratio)", kl.ln_ratio);
     row("difference", kl.difference);
-    row("correlation of logarithms", kl.nll_correlation, 100.0, " %");
+    row("correlation of logarithms", kl.nll_correlation, kPercent);
     std::printf("\nKL divergence, nats per token\n");
     row("mean", kl.kld);
     for (const KlResult::Percentile& p : kl.kld_percentiles) row(percentile_label(p.fraction), p.value);
     std::printf("\nProbability of the text's token, change (Δp)\n");
-    row("mean", kl.delta_p, 100.0, " %");
-    for (const KlResult::Percentile& p : kl.delta_p_percentiles)
-      row(percentile_label(p.fraction), p.value, 100.0, " %");
-    row("root mean square", kl.rms_delta_p, 100.0, " %");
+    row("mean", kl.delta_p, kPercent);
+    for (const KlResult::Percentile& p : kl.delta_p_percentiles) row(percentile_label(p.fraction), p.value, kPercent);
+    row("root mean square", kl.rms_delta_p, kPercent);
     std::printf("\nTop token\n");
-    row("same", kl.same_top, 100.0, " %");
+    row("same", kl.same_top, kPercent);
   }
   std::fprintf(stderr, "%s, %.0f tokens/s\n", duration_text(report.seconds).c_str(), tokens_per_second(report));
 }

@@ -48,7 +48,7 @@ std::string per_layer(const ModelConfig& config, F&& value) {
   if (runs.size() == 1) return std::to_string(runs[0].value);
   std::string text;
   for (const Run& run : runs) {
-    text += (text.empty() ? "" : ", ") + std::to_string(run.value) + " (layer" + (run.ranges.size() == 1 ? " " : "s ");
+    text += (text.empty() ? "" : ", ") + std::to_string(run.value) + " (layers ";
     for (size_t i = 0; i < run.ranges.size(); ++i) text += (i == 0 ? "" : " ") + run.ranges[i];
     text += ")";
   }
@@ -93,14 +93,15 @@ void print_types(const ModelSummary& summary) {
 void print_tensors(const ModelSummary& summary) {
   size_t name_width = 6, shape_width = 5;
   for (const TensorSummary& t : summary.tensors) {
-    name_width = std::max(name_width, t.name.size());
+    name_width = std::max(name_width, printable(t.name).size());
     shape_width = std::max(shape_width, shape_text(t.shape).size());
   }
   const int names = static_cast<int>(name_width), shapes = static_cast<int>(shape_width);
   std::printf("\n%-*s  %-*s  %-6s %14s %12s\n", names, "tensor", shapes, "shape", "type", "bytes", "bits/weight");
   for (const TensorSummary& t : summary.tensors) {
-    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, t.name.c_str(), shapes, shape_text(t.shape).c_str(),
-                dtype_name(t.dtype), static_cast<unsigned long long>(t.bytes), bits(t.bytes, t.weights));
+    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, printable(t.name).c_str(), shapes,
+                shape_text(t.shape).c_str(), dtype_name(t.dtype), static_cast<unsigned long long>(t.bytes),
+                bits(t.bytes, t.weights));
   }
 }
 
@@ -120,7 +121,7 @@ void print_summary(const ModelSummary& summary, const InspectOptions& options) {
   print_row("size", size);
   if (options.metadata) std::printf("\n");
   for (const auto& [key, value] : options.metadata ? summary.metadata : decltype(summary.metadata){})
-    std::printf("%s = %s\n", key.c_str(), value.c_str());
+    std::printf("%s = %s\n", printable(key).c_str(), printable(value).c_str());
   print_types(summary);
   if (options.tensors) print_tensors(summary);
 }

@@ -2,11 +2,15 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <sstream>
 
+#include "format/checkpoint.h"
 #include "format/error.h"
 #include "format/file_io.h"
 #include "qat/cli/commands.h"
@@ -60,6 +64,41 @@ void check_resumable(const Recipe& recipe) {
   std::string text;
   for (const std::string& conflict : conflicts) text += (text.empty() ? "" : "; ") + conflict;
   fail(resolved, ": a resumed run cannot change ", text);
+}
+
+// The step of the newest checkpoint, OUT/checkpoints/step-00000100.safetensors; -1 when there is none.
+int64_t newest_step(const std::string& out) {
+  int64_t newest = -1;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(out + "/checkpoints", ignored)) {
+    int64_t step = 0;
+    const bool named_so = std::sscanf(entry.path().filename().c_str(), "step-%" SCNd64 ".safetensors", &step) == 1;
+    if (named_so) newest = std::max(newest, step);
+  }
+  return newest;
+}
+
+// A new run may replace a finished one; hours of an unfinished one are not thrown away.
+void check_startable(const Recipe& recipe) {
+  check_output_directory(recipe.out, "recipe.toml");
+  const std::string resolved = recipe.out + "/recipe.toml";
+  const int64_t step = newest_step(recipe.out);
+  if (step < 0 || !fs::exists(resolved)) return;
+  const int64_t steps = recipe_from_file(resolved).steps;
+  if (step >= steps) return;
+  fail(recipe.out, ": holds an unfinished run (step ", step, " of ", steps, "): go on with --resume, or remove ",
+       recipe.out, "/checkpoints");
+}
+
+// What the trainer would find out only after the teacher has written its data.
+void check_inputs(const Recipe& recipe) {
+  const FloatCheckpoint model(recipe.model);
+  if (!recipe.teacher.empty() && recipe.kl > 0) const FloatCheckpoint teacher(recipe.teacher);
+  std::vector<std::string> texts = recipe.data;
+  if (!recipe.eval_text.empty()) texts.push_back(recipe.eval_text);
+  for (const std::string& text : texts) {
+    if (text != "teacher" && !fs::exists(text)) fail(text, ": no such text file or directory");
+  }
 }
 
 // --- The teacher's data ---
@@ -126,7 +165,8 @@ void run_train(const TrainOptions& options) {
   if (options.resume)
     check_resumable(recipe);
   else
-    check_output_directory(recipe.out, "recipe.toml");
+    check_startable(recipe);
+  check_inputs(recipe);
   std::error_code error;
   fs::create_directories(recipe.out, error);
   if (error) fail(recipe.out, ": cannot create the directory: ", error.message());

@@ -17,7 +17,8 @@ namespace {
 int report(const std::string& text) {
   std::string line = text;
   for (char& c : line) {
-    if (c == '\n' || c == '\r') c = ' ';
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) c = ' ';  // names in files are not trusted to leave the terminal alone
   }
   while (!line.empty() && line.back() == ' ') line.pop_back();
   std::cout.flush();

@@ -146,6 +146,24 @@ ModelSummary summarize(const std::string& path) {
   return summary;
 }
 
+std::string printable(const std::string& text, size_t limit) {
+  std::string out;
+  for (size_t i = 0; i < std::min(text.size(), limit); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if (byte >= 0x20 && byte != 0x7f) {
+      out += text[i];
+      continue;
+    }
+    char escape[8];
+    std::snprintf(escape, sizeof escape, "\\x%02x", byte);
+    out += byte == '\n' ? "\\n" : escape;
+  }
+  if (text.size() <= limit) return out;
+  while (!out.empty() && (out.back() & 0xc0) == 0x80) out.pop_back();  // not in the middle of a character
+  if (!out.empty() && (out.back() & 0x80) != 0) out.pop_back();
+  return out + "... (" + std::to_string(text.size()) + " bytes)";
+}
+
 std::vector<std::string> weight_files(const std::string& path) {
   if (!fs::exists(path)) fail(path, ": no such file or directory");
   if (!fs::is_directory(path)) return {path};

@@ -44,6 +44,9 @@ struct ModelSummary {
 
 ModelSummary summarize(const std::string& path);  // throws Error
 
+// Text of a file as it may go to a terminal: control characters escaped, cut after `limit` bytes.
+std::string printable(const std::string& text, size_t limit = 200);
+
 // The files that hold the weights: the file itself, model.safetensors, or the shards that the index names.
 std::vector<std::string> weight_files(const std::string& path);
 uint64_t model_size_bytes(const std::string& path);

@@ -281,6 +281,19 @@ TEST_F(CommandError, Recipes) {
   expect_error("train", "[model] model is missing");
 }
 
+TEST_F(CommandError, TrainLooksAtItsInputsFirst) {
+  ASSERT_EQ(
+      place.shell("mkdir bin && cp \"$qat\" bin/qat && printf '#!/bin/sh\\n' > bin/qat-train && chmod +x bin/qat-train")
+          .status,
+      0);
+  const std::string train = "bin/qat train --out run --data text.txt ";
+  expect_error_in_shell(train + "--model absent", std::string("absent"));
+  expect_error_in_shell(train + "--model tiny --set teacher=absent", std::string("absent"));
+  expect_error_in_shell(train + "--model tiny --data absent.txt", std::string("absent.txt: no such text file"));
+  expect_error_in_shell(train + "--model tiny --set eval_text=absent.txt", std::string("absent.txt: no such text"));
+  EXPECT_EQ(place.shell(train + "--model tiny").status, 0);
+}
+
 TEST_F(CommandError, WithoutATrainerTrainSaysHowToGetIt) {
   ASSERT_EQ(place.shell("mkdir bin && cp \"$qat\" bin/qat").status, 0);
   expect_error_in_shell("PATH=/usr/bin:/bin bin/qat train --model tiny --out run --data text.txt",

@@ -281,6 +281,13 @@ TEST_F(Command, TrainPreparesARunAndStartsTheTrainer) {
   EXPECT_THAT(train(run).err, Not(HasSubstr("writes")));
   EXPECT_THAT(train(run + " --set seed=2").err, HasSubstr("writes 4 sequences"));
 
+  // A run that is not finished is not thrown away.
+  ASSERT_EQ(place.shell("mkdir run/checkpoints && touch run/checkpoints/step-00000040.safetensors").status, 0);
+  const CommandResult again = train(run + " --set seed=3");
+  EXPECT_EQ(again.status, 1);
+  EXPECT_THAT(again.err, HasSubstr("run: holds an unfinished run (step 40 of 60): go on with --resume"));
+  EXPECT_THAT(file_contents(place / "run/recipe.toml"), HasSubstr("seed = 2"));
+
   // Resuming: with the recipe of the run, with what may change, not with what decides the result.
   EXPECT_EQ(train("--resume --out run").out, "trainer --recipe run/recipe.toml --resume\n");
   EXPECT_EQ(train("--resume --out run --set log_every=3").status, 0);
