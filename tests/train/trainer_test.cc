@@ -1,0 +1,238 @@
+// Whole runs on a tiny model: resuming gives the same bits, files hold what training multiplied by, bad runs stop well.
+#include "qat/train/trainer.h"
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "qat/train/run_state.h"
+#include "tests/test_paths.h"
+#include "tests/train/tiny_model.h"
+
+namespace qat {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using testing::HasSubstr;
+
+class Trainer : public testing::Test {
+ protected:
+  void SetUp() override {
+    testing::internal::CaptureStdout();
+    testing::internal::CaptureStderr();
+    write_tiny_model(directory_ / "model");
+    write_file(directory_ / "text.txt", tiny_text(600));
+    g_stop_signal = 0;
+  }
+  void TearDown() override {
+    testing::internal::GetCapturedStdout();
+    testing::internal::GetCapturedStderr();
+    g_stop_signal = 0;
+  }
+
+  Recipe recipe(const std::string& out) const {
+    Recipe r;
+    r.model = directory_ / "model";
+    r.out = directory_ / out;
+    r.data = {directory_ / "text.txt"};
+    r.sequence = 24;
+    r.eval_sequences = 3;
+    r.steps = 5;
+    r.batch = 2;
+    r.accumulate = 2;
+    r.lr = 2e-3;
+    r.warmup = 2;
+    r.loss_chunk = 20;
+    r.eval_every = 2;
+    r.checkpoint_every = 2;
+    r.log_every = 1;
+    r.threads = 2;
+    return r;
+  }
+
+  static TrainResult train(const Recipe& r, bool resume = false, const std::string& dump = "") { return run_training({r, resume, dump}); }
+
+  static std::string error_of(const Recipe& r, bool resume = false) {
+    try {
+      train(r, resume);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  }
+
+  // metrics.jsonl without what a clock decides.
+  static std::vector<Json> metrics(const Recipe& r) {
+    std::vector<Json> lines;
+    std::ifstream file(r.out + "/metrics.jsonl");
+    for (std::string text; std::getline(file, text);) {
+      Json line = Json::parse(text);
+      line.erase("time");
+      line.erase("tokens_per_s");
+      lines.push_back(line);
+    }
+    return lines;
+  }
+
+  TemporaryDirectory directory_;
+};
+
+TEST_F(Trainer, ResumingAfterEveryStepGivesTheSameBits) {
+  const Recipe whole = recipe("whole"), pieces = recipe("pieces");
+  train(whole);
+  for (int64_t step = 1; step < whole.steps + 1; ++step) {
+    g_stop_signal = SIGTERM;  // as if the signal had come during the first step
+    const TrainResult result = train(pieces, step > 1);
+    ASSERT_EQ(result.interrupted, SIGTERM);
+    ASSERT_EQ(result.step, step);
+    ASSERT_TRUE(fs::exists(result.checkpoint));
+  }
+  g_stop_signal = 0;
+  EXPECT_FALSE(fs::exists(pieces.out + "/quantized"));
+  const TrainResult result = train(pieces, true);
+  EXPECT_EQ(result.interrupted, 0);
+  EXPECT_EQ(read_file(pieces.out + "/quantized/model.safetensors"), read_file(whole.out + "/quantized/model.safetensors"));
+  EXPECT_EQ(metrics(pieces), metrics(whole));
+  EXPECT_EQ(read_file(pieces.out + "/tensorboard/events.out.tfevents.qat").size(), read_file(whole.out + "/tensorboard/events.out.tfevents.qat").size());
+}
+
+TEST_F(Trainer, ResumesFromTheNewestCheckpointThatCanBeRead) {
+  const Recipe whole = recipe("whole"), broken = recipe("broken");
+  train(whole);
+  train(broken);
+  const std::string newest = newest_checkpoint(broken.out);
+  EXPECT_THAT(newest, HasSubstr("step-00000005"));
+  fs::resize_file(newest, fs::file_size(newest) / 2);
+  EXPECT_THAT(newest_checkpoint(broken.out), HasSubstr("step-00000004"));
+  fs::remove_all(broken.out + "/quantized");
+  train(broken, true);
+  EXPECT_EQ(read_file(broken.out + "/quantized/model.safetensors"), read_file(whole.out + "/quantized/model.safetensors"));
+  EXPECT_EQ(metrics(broken), metrics(whole));
+}
+
+TEST_F(Trainer, KeepsAsManyCheckpointsAsAsked) {
+  Recipe r = recipe("run");
+  r.keep_checkpoints = 1;
+  train(r);
+  size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(r.out + "/checkpoints")) files += entry.is_regular_file() ? 1 : 0;
+  EXPECT_EQ(files, 1u);
+}
+
+TEST_F(Trainer, LearnsAndSaysSo) {
+  Recipe r = recipe("run");
+  r.steps = 30;
+  r.eval_every = 30;
+  train(r);
+  const std::vector<Json> lines = metrics(r);
+  EXPECT_EQ(lines.front()["step"], 0);
+  EXPECT_EQ(lines.back()["step"], 30);
+  EXPECT_LT(lines.back()["eval_kl"].get<double>(), 0.8 * lines.front()["eval_kl"].get<double>());
+  EXPECT_TRUE(lines[1].contains("grad_norm") && lines[1].contains("lr") && lines[1].contains("kl"));
+}
+
+TEST_F(Trainer, FilesHoldWhatTheLastForwardPassMultipliedBy) {
+  for (const char* plan : {"q4_0", "q8_0", "f16"}) {
+    Recipe r = recipe(plan);
+    r.plan = plan;
+    const std::string dump = directory_ / (std::string(plan) + ".safetensors");
+    train(r, false, dump);
+    const QuantizedCheckpoint checkpoint(r.out + "/quantized");
+    const Safetensors used(dump);
+    for (const TensorInfo& info : checkpoint.table()) {
+      const TensorView& view = used.at(info.name);
+      const int64_t cols = view.shape.back(), rows = view.count() / cols;
+      const DType grid = checkpoint.grid(info);
+      std::vector<uint8_t> blocks(static_cast<size_t>(rows) * row_bytes(grid, cols));
+      checkpoint.read_blocks(info, 0, -1, blocks.data());
+      std::vector<float> values(static_cast<size_t>(rows * cols));
+      decode_rows(grid, blocks.data(), rows, cols, values.data());
+      EXPECT_EQ(std::memcmp(values.data(), view.bytes.data(), view.bytes.size()), 0) << plan << " " << info.name << " on " << dtype_name(grid);
+    }
+  }
+}
+
+TEST_F(Trainer, PlanNoneWritesAFloatCheckpoint) {
+  Recipe r = recipe("float");
+  r.plan = "none";
+  r.kl = 0.0;
+  r.ce = 1.0;
+  const std::string dump = directory_ / "dump.safetensors";
+  train(r, false, dump);
+  const FloatCheckpoint checkpoint(r.out + "/hf");
+  const Safetensors used(dump);
+  for (const TensorInfo& info : checkpoint.table()) {
+    EXPECT_EQ(checkpoint.dtype(info), DType::F32);
+    EXPECT_EQ(checkpoint.read(info), to_floats(used.at(info.name), dump)) << info.name;
+  }
+  EXPECT_EQ(Json::parse(read_file(r.out + "/hf/config.json"))["dtype"], "float32");
+  EXPECT_TRUE(fs::exists(r.out + "/hf/tokenizer.json"));
+}
+
+TEST_F(Trainer, AccumulationAndGradientCheckpointingChangeOnlyRoundings) {
+  const Recipe plain = recipe("plain");
+  Recipe other = recipe("other");
+  other.batch = 4;
+  other.accumulate = 1;
+  other.gradient_checkpointing = true;
+  train(plain);
+  train(other);
+  const std::vector<Json> a = metrics(plain), b = metrics(other);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    const char* key = a[i].contains("loss") ? "loss" : "eval_kl";
+    EXPECT_NEAR(a[i][key].get<double>(), b[i][key].get<double>(), 0.02 * a[i][key].get<double>()) << a[i].dump();
+  }
+}
+
+TEST_F(Trainer, StopsAtALossThatIsNotFinite) {
+  Recipe r = recipe("run");
+  r.lr = 1e30;
+  r.warmup = 0;
+  r.checkpoint_every = 1;
+  r.clip = 0.0;
+  const std::string error = error_of(r);
+  EXPECT_THAT(error, HasSubstr("step 2: the "));
+  EXPECT_THAT(error, HasSubstr("step-00000001.safetensors"));
+  EXPECT_FALSE(fs::exists(r.out + "/quantized"));
+}
+
+TEST_F(Trainer, NamesTheTensorThatIsNotFinite) {
+  std::string bytes = read_file(directory_ / "model/model.safetensors");
+  const float bad = std::nanf("");
+  std::memcpy(bytes.data() + bytes.size() - 4, &bad, 4);
+  write_file(directory_ / "model/model.safetensors", bytes);
+  EXPECT_THAT(error_of(recipe("run")), HasSubstr("tensor model.norm.weight: expected finite weights"));
+}
+
+TEST_F(Trainer, DoesNotThrowAnUnfinishedRunAway) {
+  const Recipe r = recipe("run");
+  g_stop_signal = SIGINT;
+  train(r);
+  g_stop_signal = 0;
+  EXPECT_THAT(error_of(r), HasSubstr("holds an unfinished run (step 1 of 5)"));
+  EXPECT_EQ(train(r, true).step, 5);
+  EXPECT_EQ(train(r).step, 5);  // a finished one is replaced
+}
+
+TEST_F(Trainer, ResumesOnlyTheSameRun) {
+  Recipe r = recipe("run");
+  g_stop_signal = SIGINT;
+  train(r);
+  g_stop_signal = 0;
+  Recipe changed = r;
+  changed.lr = 1e-5;
+  EXPECT_THAT(error_of(changed, true), HasSubstr("lr"));
+  write_file(directory_ / "text.txt", tiny_text(601));
+  EXPECT_THAT(error_of(r, true), HasSubstr("data is not what this run began with"));
+}
+
+TEST_F(Trainer, ResumingNothingBegins) { EXPECT_EQ(train(recipe("run"), true).step, 5); }
+
+}  // namespace
+}  // namespace qat
