@@ -17,7 +17,8 @@ namespace {
 
 struct EvalOptions {
   std::string model, text, base, save_base;
-  int64_t context = 512, chunks = -1;
+  int64_t context = 0;  // 0: that of a saved base, or 512
+  int64_t chunks = -1;  // -1: all
   bool json = false;
   EngineOptions engine;
 };
@@ -58,9 +59,12 @@ KlResult run_against_model(RunningModel& model, const EvalOptions& options, cons
   return kl_divergence(*model.engine, *base.engine, chunks, progress);
 }
 
-// The tokens come from the file; a text, when given, must be the one it was made from.
+// The tokens come from the file; a text or a context, when given, must be the one it was made from.
 EvalChunks saved_chunks(const RunningModel& model, const EvalOptions& options) {
   const EvalChunks saved = read_base_chunks(options.base, *model.tokenizer);
+  if (options.context != 0 && options.context != saved.context)
+    fail("--context ", options.context, ": ", options.base, " was saved with ", saved.context);
+  if (options.chunks >= 0) fail("--chunks: the saved base ", options.base, " is compared whole");
   if (options.text.empty()) return saved;
   check_same_tokens(make_chunks(*model.tokenizer, read_text(options.text), options.text, saved.context, saved.count()),
                     options.model, saved, options.base);
@@ -74,8 +78,7 @@ void warn_about_context(const EvalOptions& options, const ModelConfig& config, i
   }
 }
 
-EvalReport evaluate(const EvalOptions& options) {
-  const bool saved = !options.base.empty() && is_saved_base(options.base);
+EvalReport evaluate(const EvalOptions& options, bool saved) {
   if (options.text.empty() && !saved) fail("--text is required: a text file");
   if (!options.save_base.empty() && !options.base.empty())
     fail("--save-base and --base exclude each other: the first writes the logits that the second compares with");
@@ -242,8 +245,10 @@ void print_report(const EvalOptions& options, const EvalReport& report) {
   std::fprintf(stderr, "%s, %.0f tokens/s\n", duration_text(report.seconds).c_str(), tokens_per_second(report));
 }
 
-void run_eval(const EvalOptions& options) {
-  const EvalReport report = evaluate(options);
+void run_eval(EvalOptions options) {
+  const bool saved = !options.base.empty() && is_saved_base(options.base);
+  if (options.context == 0 && !saved) options.context = 512;
+  const EvalReport report = evaluate(options, saved);
   if (options.json)
     std::printf("%s\n", report_json(options, report).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
   else
@@ -261,7 +266,7 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--context", options->context, "Tokens per chunk; the second half of each is scored")
       ->check(whole_number(4, 1 << 24))
       ->type_name("N")
-      ->capture_default_str();
+      ->default_str("512");
   command
       ->add_option("--base", options->base,
                    "Float model to compare with, or a file of --save-base or llama-perplexity --kl-divergence-base")

@@ -146,6 +146,8 @@ TEST_F(Command, ASavedBaseReplacesTheModelAndTheText) {
   expect_success("eval ptq --base base.kld --text text.txt --json");
   write_contents(place / "other.txt", "x" + sample_text(1500));
   EXPECT_THAT(place.qat("eval ptq --base base.kld --text other.txt").err, HasSubstr("not the same text"));
+  EXPECT_THAT(place.qat("eval ptq --base base.kld --context 32").err, HasSubstr("base.kld was saved with 64"));
+  EXPECT_THAT(place.qat("eval ptq --base base.kld --chunks 2").err, HasSubstr("is compared whole"));
 }
 
 TEST_F(Command, SearchedScalesAreNoWorseAndActivationsWeighThem) {
