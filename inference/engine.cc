@@ -9,10 +9,12 @@ namespace qat {
 namespace {
 
 void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, int64_t position) {
-  if (token < 0 || token >= config.vocab) fail("token id ", token, " is outside the model's vocabulary of ", config.vocab);
+  if (token < 0 || token >= config.vocab)
+    fail("token id ", token, " is outside the model's vocabulary of ", config.vocab);
   if (config.ple > 0 && token >= config.ple_vocab)
     fail("token id ", token, " is outside the model's per-layer vocabulary of ", config.ple_vocab);
-  if (position >= cache.capacity()) fail("the sequence is longer than its KV cache of ", cache.capacity(), " positions");
+  if (position >= cache.capacity())
+    fail("the sequence is longer than its KV cache of ", cache.capacity(), " positions");
 }
 
 }  // namespace
@@ -31,11 +33,14 @@ KvCache::KvCache(const ModelConfig& config, int64_t capacity) : capacity_(capaci
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
     : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa()), pool(options.threads) {}
 
-Engine::Engine(Weights weights, const EngineOptions& options) : impl_(std::make_unique<Impl>(std::move(weights), options)) {}
+Engine::Engine(Weights weights, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(weights), options)) {}
 
 Engine::~Engine() = default;
 
-const ModelConfig& Engine::config() const { return impl_->transformer.config(); }
+const ModelConfig& Engine::config() const {
+  return impl_->transformer.config();
+}
 
 void Engine::set_input_observer(InputObserver observer, void* user) {
   impl_->transformer.observer = observer;

@@ -12,7 +12,8 @@
 
 namespace qat {
 
-// A matrix as stored: rows x cols, rows of row_bytes(dtype, cols). Points into a mapped file or into `Weights`' own memory.
+// A matrix as stored: rows x cols, rows of row_bytes(dtype, cols). Points into a mapped file or into `Weights`' own
+// memory.
 struct Matrix {
   DType dtype = DType::F32;
   int64_t rows = 0, cols = 0;
@@ -26,8 +27,9 @@ struct LayerWeights {
   float scalar = 1.0f;
 };
 
-// Everything the forward pass reads, plus what keeps it alive. Norm weights are as multiplied (Gemma 3's 1 + w is applied).
-// Llama GGUF files hold q and k rows interleaved; `rope_interleaved` says which pairing the rotary embedding must use.
+// Everything the forward pass reads, plus what keeps it alive. Norm weights are as multiplied (Gemma 3's 1 + w is
+// applied). Llama GGUF files hold q and k rows interleaved; `rope_interleaved` says which pairing the rotary embedding
+// must use.
 struct Weights {
   ModelConfig config;
   bool rope_interleaved = false;
@@ -37,7 +39,8 @@ struct Weights {
   std::vector<std::shared_ptr<void>> owners;  // mapped files and repacked buffers
 };
 
-// Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot run.
+// Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot
+// run.
 Weights load_weights(const std::string& path);
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 
@@ -54,7 +57,8 @@ class KvCache {
   int64_t capacity() const { return capacity_; }
   void clear() { length_ = 0; }
 
-  // For the forward pass: rows of a layer that owns its K and V, and the count of positions once all layers have theirs.
+  // For the forward pass: rows of a layer that owns its K and V, and the count of positions once all layers have
+  // theirs.
   float* k(size_t layer) { return k_[layer].data(); }
   float* v(size_t layer) { return v_[layer].data(); }
   void set_length(int64_t length) { length_ = length; }
@@ -70,17 +74,20 @@ class Engine {
   ~Engine();
   const ModelConfig& config() const;
 
-  // Appends tokens to the sequence in `cache` (positions cache.length()...) and returns in `logits` a row of vocab floats for
-  // each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range and the cache large
-  // enough (checked, throws Error). One engine serves one caller at a time.
+  // Appends tokens to the sequence in `cache` (positions cache.length()...) and returns in `logits` a row of vocab
+  // floats for each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range and
+  // the cache large enough (checked, throws Error). One engine serves one caller at a time.
   void forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits);
 
-  // Several independent sequences, one token each (batched decode): logits [n, vocab]. The caches must be different ones.
+  // Several independent sequences, one token each (batched decode): logits [n, vocab]. The caches must be different
+  // ones.
   void decode_batch(Span<const int32_t> tokens, Span<KvCache*> caches, float* logits);
 
-  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data). For the head
-  // these are the rows whose logits are asked for; a tied head goes by the embedding's name. nullptr: no more calls.
-  using InputObserver = void (*)(void* user, const std::string& canonical_name, int64_t rows, int64_t cols, const float* x);
+  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data). For
+  // the head these are the rows whose logits are asked for; a tied head goes by the embedding's name. nullptr: no more
+  // calls.
+  using InputObserver = void (*)(void* user, const std::string& canonical_name, int64_t rows, int64_t cols,
+                                 const float* x);
   void set_input_observer(InputObserver observer, void* user);
 
   struct Impl;

@@ -15,7 +15,8 @@ namespace {
 
 constexpr int64_t kScoredAtOnce = 256;  // rows of logits in memory, per engine
 
-// Rows of one chunk: row i of the logits predicts the token at position first + i + 1. Filled by forward() over [begin, end).
+// Rows of one chunk: row i of the logits predicts the token at position first + i + 1. Filled by forward() over [begin,
+// end).
 struct Block {
   int64_t begin = 0, first = 0, end = 0;
   int64_t rows() const { return end - first; }
@@ -32,14 +33,19 @@ std::vector<Block> blocks_of(int64_t context) {
   return blocks;
 }
 
-int64_t scored_per_chunk(int64_t context) { return context - 1 - context / 2; }
+int64_t scored_per_chunk(int64_t context) {
+  return context - 1 - context / 2;
+}
 
 // An engine that goes through the chunks, with room for the logits of a block.
 class Reader {
  public:
   Reader(Engine& engine, const EvalChunks& chunks)
-      : engine_(engine), chunks_(chunks), cache_(engine.config(), chunks.context),
-        vocab_(engine.config().vocab), logits_(static_cast<size_t>(kScoredAtOnce * vocab_)) {}
+      : engine_(engine),
+        chunks_(chunks),
+        cache_(engine.config(), chunks.context),
+        vocab_(engine.config().vocab),
+        logits_(static_cast<size_t>(kScoredAtOnce * vocab_)) {}
 
   void read(int64_t chunk, const Block& block) {
     if (block.begin == 0) {
@@ -50,8 +56,8 @@ class Reader {
     }
     const Span<const int32_t> all(tokens_);
     const size_t count = static_cast<size_t>(block.end - block.begin);
-    engine_.forward(all.subspan(static_cast<size_t>(block.begin), count), cache_, static_cast<size_t>(block.first - block.begin),
-                    logits_.data());
+    engine_.forward(all.subspan(static_cast<size_t>(block.begin), count), cache_,
+                    static_cast<size_t>(block.first - block.begin), logits_.data());
   }
   float* row(int64_t i) { return logits_.data() + i * vocab_; }
   int64_t vocab() const { return vocab_; }
@@ -89,7 +95,9 @@ void for_blocks(const EvalChunks& chunks, const EvalProgress& progress, const Sc
   }
 }
 
-double nll_of(const float* logits, float lse, int32_t token) { return static_cast<double>(lse - logits[token]); }
+double nll_of(const float* logits, float lse, int32_t token) {
+  return static_cast<double>(lse - logits[token]);
+}
 
 }  // namespace
 
@@ -125,7 +133,8 @@ PerplexityResult perplexity(Engine& engine, const EvalChunks& chunks, const Eval
   return meter.result();
 }
 
-PerplexityResult save_base(Engine& engine, const EvalChunks& chunks, const std::string& path, const EvalProgress& progress) {
+PerplexityResult save_base(Engine& engine, const EvalChunks& chunks, const std::string& path,
+                           const EvalProgress& progress) {
   Reader reader(engine, chunks);
   LogitsBaseWriter writer(path, chunks, reader.vocab());
   PerplexityMeter meter;
@@ -157,8 +166,8 @@ KlResult kl_divergence(Engine& engine, Engine& base, const EvalChunks& chunks, c
     reader.read(chunk, block);
     reader.for_rows(block, [&](int64_t i, int) {
       const float base_lse = log_sum_exp(reader.kernels(), base_reader.row(i), reader.vocab());
-      tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), base_reader.row(i), base_lse, reader.row(i), reader.vocab(),
-                                                    reader.next_token(chunk, block, i));
+      tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), base_reader.row(i), base_lse, reader.row(i),
+                                                    reader.vocab(), reader.next_token(chunk, block, i));
     });
     for (int64_t i = 0; i < block.rows(); ++i) meter.add(tokens[static_cast<size_t>(i)]);
   };
@@ -189,14 +198,15 @@ KlResult kl_divergence(Engine& engine, const std::string& base_path, const EvalP
   Reader reader(engine, chunks);
   KlMeter meter;
   std::vector<TokenComparison> tokens(static_cast<size_t>(kScoredAtOnce));
-  std::vector<float> base_logs(static_cast<size_t>(kScoredAtOnce * base.vocab()));
+  std::vector<float> base_rows(static_cast<size_t>(reader.workers() * base.vocab()));  // one per worker
   const auto score = [&](int64_t chunk, const Block& block) {
     reader.read(chunk, block);
     const int64_t first_row = chunk * scored_per_chunk(chunks.context) + block.first - chunks.context / 2;
-    for (int64_t i = 0; i < block.rows(); ++i) base.read_row(first_row + i, base_logs.data() + i * base.vocab());
-    reader.for_rows(block, [&](int64_t i, int) {
-      tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), base_logs.data() + i * base.vocab(), 0.0f, reader.row(i),
-                                                    reader.vocab(), reader.next_token(chunk, block, i));
+    reader.for_rows(block, [&](int64_t i, int worker) {
+      float* log_probs = base_rows.data() + worker * base.vocab();
+      base.read_row(first_row + i, log_probs);
+      tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), log_probs, 0.0f, reader.row(i), reader.vocab(),
+                                                    reader.next_token(chunk, block, i));
     });
     for (int64_t i = 0; i < block.rows(); ++i) meter.add(tokens[static_cast<size_t>(i)]);
   };

@@ -1,7 +1,6 @@
 #include "inference/generate.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "format/error.h"
 #include "inference/transformer.h"
@@ -9,8 +8,9 @@
 namespace qat {
 namespace {
 
-// Sequences that decode together. A small model is in every core's cache: each thread goes through it with a group of its own, a
-// panel wide. Of a big one the weights come from memory: all threads share one pass, with more rows to pay for it.
+// Sequences that decode together. A small model is in every core's cache: each thread goes through it with a group of
+// its own, a panel wide. Of a big one the weights come from memory: all threads share one pass, with more rows to pay
+// for it.
 constexpr int64_t kSmallGroup = 24, kBigGroup = 96;
 constexpr int64_t kBigModel = int64_t{16} << 20;  // weights
 
@@ -27,15 +27,19 @@ int64_t weight_count(const ModelConfig& config) {
 
 // What it takes to write a group of sequences.
 struct GroupWriter {
-  GroupWriter(const Transformer& model, const Tokenizer& words, int64_t sequence_length, int64_t group, ThreadPool* shared)
-      : transformer(model), tokenizer(words), length(sequence_length),
-        own_pool(shared != nullptr ? nullptr : std::make_unique<ThreadPool>(1)), pool(shared != nullptr ? *shared : *own_pool),
+  GroupWriter(const Transformer& model, const Tokenizer& words, int64_t sequence_length, int64_t group,
+              ThreadPool* shared)
+      : transformer(model),
+        tokenizer(words),
+        length(sequence_length),
+        own_pool(shared != nullptr ? nullptr : std::make_unique<ThreadPool>(1)),
+        pool(shared != nullptr ? *shared : *own_pool),
         logits(static_cast<size_t>(group * model.config().vocab)) {
     for (int64_t i = 0; i < group; ++i) caches.emplace_back(model.config(), length);
   }
 
-  // Rows of the pass that follows: the last token of each sequence. A lone sequence is doubled, so that it takes the path that
-  // it would have taken in company and gives the same bits.
+  // Rows of the pass that follows: the last token of each sequence. A lone sequence is doubled, so that it takes the
+  // path that it would have taken in company and gives the same bits.
   void fill_rows(const std::vector<std::vector<int32_t>>& sequences, int64_t position) {
     workspace.rows.clear();
     for (size_t i = 0; i < sequences.size(); ++i) workspace.rows.push_back({sequences[i].back(), position, &caches[i]});
@@ -45,7 +49,8 @@ struct GroupWriter {
   std::vector<std::vector<int32_t>> write(int64_t first, int64_t count, uint64_t seed) {
     std::vector<std::vector<int32_t>> sequences(static_cast<size_t>(count), {tokenizer.bos_id()});
     std::vector<Sampler> samplers;
-    for (int64_t i = 0; i < count; ++i) samplers.emplace_back(SamplingOptions{1.0f, 0, 1.0f, seed + static_cast<uint64_t>(first + i)});
+    for (int64_t i = 0; i < count; ++i)
+      samplers.emplace_back(SamplingOptions{1.0f, 0, 1.0f, seed + static_cast<uint64_t>(first + i)});
     const size_t vocab = static_cast<size_t>(transformer.config().vocab);
     for (int64_t position = 0; position + 1 < length; ++position) {
       fill_rows(sequences, position);
@@ -87,8 +92,9 @@ void generate(Engine& engine, const Tokenizer& tokenizer, Span<const int32_t> pr
   }
 }
 
-std::vector<std::vector<int32_t>> sample_sequences(Engine& engine, const Tokenizer& tokenizer, int64_t count, int64_t length,
-                                                   uint64_t seed, const std::function<void(int64_t done)>& progress) {
+std::vector<std::vector<int32_t>> sample_sequences(Engine& engine, const Tokenizer& tokenizer, int64_t count,
+                                                   int64_t length, uint64_t seed,
+                                                   const std::function<void(int64_t done)>& progress) {
   QAT_CHECK(count >= 0 && length >= 1);
   const Transformer& transformer = engine.impl().transformer;
   const int32_t bos = tokenizer.bos_id();
@@ -97,7 +103,8 @@ std::vector<std::vector<int32_t>> sample_sequences(Engine& engine, const Tokeniz
   const bool big = weight_count(transformer.config()) > kBigModel;
   const int64_t group = big ? kBigGroup : kSmallGroup;
   std::vector<std::unique_ptr<GroupWriter>> writers(big ? 1 : static_cast<size_t>(pool.size()));
-  for (auto& writer : writers) writer = std::make_unique<GroupWriter>(transformer, tokenizer, length, group, big ? &pool : nullptr);
+  for (auto& writer : writers)
+    writer = std::make_unique<GroupWriter>(transformer, tokenizer, length, group, big ? &pool : nullptr);
 
   std::vector<std::vector<int32_t>> sequences(static_cast<size_t>(count));
   const auto write_group = [&](GroupWriter& writer, int64_t first, int64_t end) {
@@ -112,7 +119,8 @@ std::vector<std::vector<int32_t>> sample_sequences(Engine& engine, const Tokeniz
       write_group(*writers[0], done, end);
     } else {
       pool.parallel_for((end - done + group - 1) / group, 1, [&](int64_t first, int64_t last, int worker) {
-        for (int64_t i = first; i < last; ++i) write_group(*writers[static_cast<size_t>(worker)], done + i * group, end);
+        for (int64_t i = first; i < last; ++i)
+          write_group(*writers[static_cast<size_t>(worker)], done + i * group, end);
       });
     }
     if (progress) progress(end);

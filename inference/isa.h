@@ -9,8 +9,8 @@ enum class Isa { scalar, avx2 };
 const char* isa_name(Isa isa);
 // Whether this processor runs it (and this build has it): avx2 means AVX2, FMA and F16C.
 bool isa_supported(Isa isa);
-// The fastest supported one, unless the environment says QAT_ISA=scalar or QAT_ISA=avx2. Throws Error for another value, and
-// for one that this processor does not run.
+// The fastest supported one, unless the environment says QAT_ISA=scalar or QAT_ISA=avx2. Throws Error for another
+// value, and for one that this processor does not run.
 Isa select_isa();
 
 }  // namespace qat

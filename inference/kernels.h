@@ -1,5 +1,5 @@
-// The arithmetic of the engine, one table per kind of kernel and a row per instruction set. The tables drive dispatch, tests and
-// benchmarks. Kernels take plain pointers, allocate nothing, do not throw; no pointer need be aligned.
+// The arithmetic of the engine, one table per kind of kernel and a row per instruction set. The tables drive dispatch,
+// tests and benchmarks. Kernels take plain pointers, allocate nothing, do not throw; no pointer need be aligned.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +25,17 @@ bool runs_type(DType type);
 const char* runnable_types();  // "F32, F16, BF16, Q4_0, Q8_0, Q6_K", for messages
 
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
-// The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by column; so the
-// lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape of the rest. Missing
-// rows of the last panel are zero.
+// The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by
+// column; so the lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape
+// of the rest. Missing rows of the last panel are zero.
 struct PanelKernel {
   Isa isa;
   // x: `rows` <= kPanelRows rows of `stride` floats apart. panel[k * width + r], width = rows rounded up to kLanes.
   void (*pack)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* panel);
-  // w: row o at w + o * w_stride, `depth` floats used. Writes y[r * y_stride + o] for r < rows, o < outputs; with `add`, adds.
-  void (*multiply)(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs, float* y,
-                   int64_t y_stride, bool add);
+  // w: row o at w + o * w_stride, `depth` floats used. Writes y[r * y_stride + o] for r < rows, o < outputs; with
+  // `add`, adds.
+  void (*multiply)(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs,
+                   float* y, int64_t y_stride, bool add);
 };
 constexpr int64_t kLanes = 8;
 constexpr int64_t kPanelRows = 24;
@@ -67,8 +68,8 @@ struct VectorKernels {
   // Sum of exp(x - shift); in double, the terms are float.
   double (*sum_exp)(const float* x, int64_t n, float shift);
   void (*softmax)(float* x, int64_t n);  // n >= 1
-  // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over the tokens
-  // with log p > -16, as llama-perplexity has it.
+  // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
+  // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
   void (*attention)(const AttentionSpan& span);
 };

@@ -8,10 +8,16 @@ namespace {
 
 constexpr int64_t kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;  // BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
 
-float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
+float half_at(const uint8_t* p) {
+  return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8)));
+}
 
-__m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-__m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+__m128i load16(const uint8_t* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
+__m256i load32(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 
 float sum_lanes(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -20,8 +26,12 @@ float sum_lanes(__m256 v) {
 }
 
 // The low 8 and high 8 of 16 signed bytes, as floats.
-__m256 low_floats(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
-__m256 high_floats(__m128i bytes) { return low_floats(_mm_srli_si128(bytes, 8)); }
+__m256 low_floats(__m128i bytes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+__m256 high_floats(__m128i bytes) {
+  return low_floats(_mm_srli_si128(bytes, 8));
+}
 
 // Sum of 16 codes times x, spread over 8 lanes.
 __m256 dot16(__m128i codes, const float* x) {
@@ -126,9 +136,8 @@ void decode_q6_k(const uint8_t* row, int64_t cols, float* out) {
 float dot_q6_k(const uint8_t* row, const float* x, int64_t cols) {
   __m256 sum = _mm256_setzero_ps();
   for (int64_t k = 0; k < cols; k += 256, row += kQ6Bytes)
-    for_q6_k_groups(row, [&](__m128i codes, __m256 d, int first) {
-      sum = _mm256_fmadd_ps(d, dot16(codes, x + k + first), sum);
-    });
+    for_q6_k_groups(
+        row, [&](__m128i codes, __m256 d, int first) { sum = _mm256_fmadd_ps(d, dot16(codes, x + k + first), sum); });
   return sum_lanes(sum);
 }
 
@@ -275,8 +284,8 @@ void multiply_outputs(const float* panel, int64_t depth, const float* w, int64_t
                                       {out.y + o, out.stride, out.rows, out.outputs - o, out.add});
 }
 
-void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs, float* y,
-                    int64_t y_stride, bool add) {
+void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs,
+                    float* y, int64_t y_stride, bool add) {
   const Output out = {y, y_stride, rows, outputs, add};
   if (rows > 16) return multiply_outputs<3, 4>(panel, depth, w, w_stride, out);
   if (rows > 8) return multiply_outputs<2, 4>(panel, depth, w, w_stride, out);

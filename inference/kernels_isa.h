@@ -1,5 +1,5 @@
-// What each instruction set's translation units define; kernels.cc gathers them. The AVX2 files may use no inline function of any
-// header (the linker could give its AVX2 body to everyone), hence plain arrays.
+// What each instruction set's translation units define; kernels.cc gathers them. The AVX2 files may use no inline
+// function of any header (the linker could give its AVX2 body to everyone), hence plain arrays.
 #pragma once
 
 #include "inference/kernels.h"

@@ -60,7 +60,9 @@ void softcap(float* x, int64_t n, float cap) {
   for (int64_t i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
 }
 
-float max(const float* x, int64_t n) { return *std::max_element(x, x + n); }
+float max(const float* x, int64_t n) {
+  return *std::max_element(x, x + n);
+}
 
 double sum_exp(const float* x, int64_t n, float shift) {
   double sum = 0.0;
@@ -107,7 +109,7 @@ const RowKernel kScalarRowKernels[kRunnableTypes] = {
     row_kernel<DType::Q4_0>(), row_kernel<DType::Q8_0>(), row_kernel<DType::Q6_K>(),
 };
 
-const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap,
-                                            max,         sum_exp,  softmax,       kl,            attention};
+const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp,
+                                            softmax,     kl,       attention};
 
 }  // namespace qat

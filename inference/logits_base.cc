@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "format/error.h"
+#include "format/number.h"
 #include "inference/metrics.h"
 
 namespace qat {
@@ -12,7 +13,7 @@ namespace {
 
 constexpr char kMagic[] = "_logits_";
 constexpr size_t kMagicSize = 8, kHeaderSize = kMagicSize + 3 * sizeof(int32_t);
-constexpr float kDepth = 16.0f;        // nats below the largest logit that are kept
+constexpr float kDepth = 16.0f;  // nats below the largest logit that are kept
 constexpr float kLevels = 65535.0f;
 
 int32_t read_i32(const uint8_t* p) {
@@ -32,11 +33,13 @@ float encode_base_row(const VectorKernels& kernels, const float* logits, int64_t
   std::memcpy(out, &scale, sizeof scale);
   std::memcpy(out + 2, &min_log_prob, sizeof min_log_prob);
   uint16_t* codes = out + 4;
-  std::fill(codes, out + base_row_words(vocab), uint16_t{0});
-  if (!(scale > 0.0f)) return lse;
-  const float inverse = 1.0f / scale;
-  for (int64_t v = 0; v < vocab; ++v)
-    if (logits[v] > lowest) codes[v] = static_cast<uint16_t>(std::lrint(inverse * (logits[v] - lowest)));
+  if (vocab % 2 != 0) codes[vocab] = 0;
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  for (int64_t v = 0; v < vocab; ++v) {
+    const float level = inverse * std::max(logits[v] - lowest, 0.0f);
+    codes[v] =
+        static_cast<uint16_t>(float_bits(level + 0x1p23f));  // the low bits of the sum are the nearest whole number
+  }
   return lse;
 }
 
@@ -44,9 +47,11 @@ LogitsBase::LogitsBase(const std::string& path) : file_(path) {
   const Span<const uint8_t> bytes = file_.bytes();
   if (bytes.size() < kHeaderSize || std::memcmp(bytes.data(), kMagic, kMagicSize) != 0)
     fail(path, ": not a file of saved logits: expected it to begin with ", kMagic);
-  const int32_t context = read_i32(bytes.data() + 8), vocab = read_i32(bytes.data() + 12), count = read_i32(bytes.data() + 16);
+  const int32_t context = read_i32(bytes.data() + 8), vocab = read_i32(bytes.data() + 12),
+                count = read_i32(bytes.data() + 16);
   if (context < 4 || vocab < 1 || count < 1)
-    fail(path, ": header: expected a context of 4 or more, a vocabulary and chunks, found ", context, ", ", vocab, " and ", count);
+    fail(path, ": header: expected a context of 4 or more, a vocabulary and chunks, found ", context, ", ", vocab,
+         " and ", count);
   vocab_ = vocab;
   const uint64_t tokens = static_cast<uint64_t>(context) * static_cast<uint64_t>(count);  // below 2^62
   const uint64_t after_header = bytes.size() - kHeaderSize;
@@ -68,7 +73,8 @@ LogitsBase::LogitsBase(const std::string& path) : file_(path) {
 }
 
 void LogitsBase::read_row(int64_t index, float* log_probs) const {
-  const uint8_t* row = file_.bytes().data() + rows_offset_ + static_cast<size_t>(index * base_row_words(vocab_)) * sizeof(uint16_t);
+  const uint8_t* row =
+      file_.bytes().data() + rows_offset_ + static_cast<size_t>(index * base_row_words(vocab_)) * sizeof(uint16_t);
   float scale, min_log_prob;
   std::memcpy(&scale, row, sizeof scale);
   std::memcpy(&min_log_prob, row + sizeof scale, sizeof min_log_prob);
@@ -83,7 +89,8 @@ void LogitsBase::read_row(int64_t index, float* log_probs) const {
 }
 
 LogitsBaseWriter::LogitsBaseWriter(const std::string& path, const EvalChunks& chunks, int64_t vocab) : file_(path) {
-  const int32_t header[3] = {static_cast<int32_t>(chunks.context), static_cast<int32_t>(vocab), static_cast<int32_t>(chunks.count())};
+  const int32_t header[3] = {static_cast<int32_t>(chunks.context), static_cast<int32_t>(vocab),
+                             static_cast<int32_t>(chunks.count())};
   file_.write(kMagic, kMagicSize);
   file_.write(header, sizeof header);
   file_.write(chunks.tokens.data(), chunks.tokens.size() * sizeof(int32_t));

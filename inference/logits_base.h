@@ -1,7 +1,7 @@
 // The file of llama-perplexity's --kl-divergence-base: the logits of a base model over a text, 16 bits each.
 //
-//   "_logits_", i32 context, i32 vocab, i32 chunks, i32 tokens[chunks * context], then for each scored token of each chunk a row of
-//   u16: f32 scale and f32 min_log_prob in the first four, then vocab codes, padded to an even count.
+//   "_logits_", i32 context, i32 vocab, i32 chunks, i32 tokens[chunks * context], then for each scored token of each
+//   chunk a row of u16: f32 scale and f32 min_log_prob in the first four, then vocab codes, padded to an even count.
 //   log p(v) = scale * code(v) + min_log_prob; what is more than 16 below the largest logit has code 0.
 #pragma once
 
@@ -16,7 +16,9 @@
 namespace qat {
 
 // u16 words of a row.
-inline int64_t base_row_words(int64_t vocab) { return 2 * ((vocab + 1) / 2) + 4; }
+inline int64_t base_row_words(int64_t vocab) {
+  return 2 * ((vocab + 1) / 2) + 4;
+}
 
 // Fills base_row_words(vocab) words; returns log_sum_exp(logits).
 float encode_base_row(const VectorKernels& kernels, const float* logits, int64_t vocab, uint16_t* out);

@@ -7,11 +7,13 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kDepth = 256;        // columns per pass: a panel of activations (24 KiB) stays in the first-level cache
-constexpr int64_t kOutputs = 64;       // weight rows decoded at a time (64 KiB): they stay in the second level
+constexpr int64_t kDepth = 256;   // columns per pass: a panel of activations (24 KiB) stays in the first-level cache
+constexpr int64_t kOutputs = 64;  // weight rows decoded at a time (64 KiB): they stay in the second level
 constexpr int64_t kWorthAThread = 1 << 15;  // multiply-adds below which a loop is not worth sharing
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+int64_t round_up(int64_t n, int64_t step) {
+  return (n + step - 1) / step * step;
+}
 
 // Items per piece: enough to be worth a thread, few enough to give every thread some pieces.
 int64_t piece_of(int64_t items, int64_t work_per_item, int64_t step, int workers) {
@@ -23,7 +25,8 @@ int64_t piece_of(int64_t items, int64_t work_per_item, int64_t step, int workers
 
 void MatmulInput::reserve_scratch(int workers, int64_t floats) {
   scratch_stride_ = std::max(scratch_stride_, static_cast<size_t>(round_up(floats, 16)));
-  if (scratch_.size() < scratch_stride_ * static_cast<size_t>(workers)) scratch_.resize(scratch_stride_ * static_cast<size_t>(workers));
+  if (scratch_.size() < scratch_stride_ * static_cast<size_t>(workers))
+    scratch_.resize(scratch_stride_ * static_cast<size_t>(workers));
 }
 
 void MatmulInput::set(Isa isa, ThreadPool& pool, const float* x, int64_t rows, int64_t cols) {
@@ -35,12 +38,13 @@ void MatmulInput::set(Isa isa, ThreadPool& pool, const float* x, int64_t rows, i
   const size_t size = static_cast<size_t>(round_up(rows, kLanes) * cols);
   if (packed_.size() < size) packed_.resize(size);
   const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
-  pool.parallel_for(panels, piece_of(panels, 2 * kPanelRows * cols, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * kPanelRows;
-      kernel->pack(x + first * cols, cols, std::min(kPanelRows, rows - first), cols, packed_.data() + first * cols);
-    }
-  });
+  pool.parallel_for(
+      panels, piece_of(panels, 2 * kPanelRows * cols, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          const int64_t first = panel * kPanelRows;
+          kernel->pack(x + first * cols, cols, std::min(kPanelRows, rows - first), cols, packed_.data() + first * cols);
+        }
+      });
 }
 
 // One weight row at a time: a dot product with each row of x.
@@ -49,18 +53,20 @@ void MatmulInput::multiply_by_row(Isa isa, ThreadPool& pool, const Matrix& w, fl
   const RowKernel& floats = *find_row_kernel(DType::F32, isa);
   const size_t stride = row_bytes(w.dtype, w.cols);
   if (rows_ > 1) reserve_scratch(pool.size(), w.cols);
-  pool.parallel_for(w.rows, piece_of(w.rows, rows_ * w.cols, 1, pool.size()), [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t o = begin; o < end; ++o) {
-      const uint8_t* row = w.data + static_cast<size_t>(o) * stride;
-      if (rows_ == 1) {
-        y[o] = kernel.dot(row, x_, w.cols);
-        continue;
-      }
-      kernel.decode(row, w.cols, scratch(worker));
-      const auto* decoded = reinterpret_cast<const uint8_t*>(scratch(worker));
-      for (int64_t r = 0; r < rows_; ++r) y[r * w.rows + o] = floats.dot(decoded, x_ + r * w.cols, w.cols);
-    }
-  });
+  pool.parallel_for(w.rows, piece_of(w.rows, rows_ * w.cols, 1, pool.size()),
+                    [&](int64_t begin, int64_t end, int worker) {
+                      for (int64_t o = begin; o < end; ++o) {
+                        const uint8_t* row = w.data + static_cast<size_t>(o) * stride;
+                        if (rows_ == 1) {
+                          y[o] = kernel.dot(row, x_, w.cols);
+                          continue;
+                        }
+                        kernel.decode(row, w.cols, scratch(worker));
+                        const auto* decoded = reinterpret_cast<const uint8_t*>(scratch(worker));
+                        for (int64_t r = 0; r < rows_; ++r)
+                          y[r * w.rows + o] = floats.dot(decoded, x_ + r * w.cols, w.cols);
+                      }
+                    });
 }
 
 // A block of weight rows is decoded once per kDepth columns and meets every panel of activations.
@@ -77,11 +83,12 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
       for (int64_t k = 0; k < w.cols; k += kDepth) {
         const int64_t depth = std::min(kDepth, w.cols - k);
         for (int64_t i = 0; i < outputs; ++i)
-          row_kernel.decode(w.data + static_cast<size_t>(o + i) * stride + row_bytes(w.dtype, k), depth, block + i * kDepth);
+          row_kernel.decode(w.data + static_cast<size_t>(o + i) * stride + row_bytes(w.dtype, k), depth,
+                            block + i * kDepth);
         for (int64_t first = 0; first < rows_; first += kPanelRows) {
           const int64_t rows = std::min(kPanelRows, rows_ - first);
-          kernel.multiply(packed_.data() + first * cols_ + k * round_up(rows, kLanes), rows, depth, block, kDepth, outputs,
-                          y + first * w.rows + o, w.rows, k > 0);
+          kernel.multiply(packed_.data() + first * cols_ + k * round_up(rows, kLanes), rows, depth, block, kDepth,
+                          outputs, y + first * w.rows + o, w.rows, k > 0);
         }
       }
     }

@@ -9,8 +9,8 @@
 
 namespace qat {
 
-// Rows of activations on their way into one or more matrices: packed once, multiplied as often as they are needed (q, k and v
-// share an input). Keeps its memory from use to use.
+// Rows of activations on their way into one or more matrices: packed once, multiplied as often as they are needed (q, k
+// and v share an input). Keeps its memory from use to use.
 class MatmulInput {
  public:
   // x [rows, cols] must stay valid and unchanged until the next set().
@@ -32,8 +32,9 @@ class MatmulInput {
   size_t scratch_stride_ = 0;
 };
 
-// y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. The result does not depend on the number of
-// threads, and that of a row not on the other rows (as long as there are two or more: a single row takes the dot product's order).
+// y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. The result does not depend on the
+// number of threads, and that of a row not on the other rows (as long as there are two or more: a single row takes the
+// dot product's order).
 void matmul(Isa isa, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
 
 }  // namespace qat

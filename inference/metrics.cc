@@ -28,9 +28,13 @@ struct Moments {
   }
 };
 
-Estimate exponential(const Estimate& log) { return {std::exp(log.value), std::exp(log.value) * log.error}; }
+Estimate exponential(const Estimate& log) {
+  return {std::exp(log.value), std::exp(log.value) * log.error};
+}
 
-double root_of(double x) { return x > 0.0 ? std::sqrt(x) : 0.0; }
+double root_of(double x) {
+  return x > 0.0 ? std::sqrt(x) : 0.0;
+}
 
 }  // namespace
 
@@ -65,8 +69,8 @@ PerplexityResult PerplexityMeter::result() const {
   return {exponential(nll), nll.value, tokens_};
 }
 
-TokenComparison compare_rows(const VectorKernels& kernels, const float* base, float base_lse, const float* logits, int64_t vocab,
-                             int32_t token) {
+TokenComparison compare_rows(const VectorKernels& kernels, const float* base, float base_lse, const float* logits,
+                             int64_t vocab, int32_t token) {
   const float lse = log_sum_exp(kernels, logits, vocab);
   const auto first_top = [&](const float* row) { return std::find(row, row + vocab, kernels.max(row, vocab)) - row; };
   TokenComparison out;

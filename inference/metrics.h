@@ -37,9 +37,10 @@ struct TokenComparison {
 };
 
 // Both logits rows and the text's token. base_lse is 0 when `base` holds log probabilities already. Tokens with a base
-// probability below e^-16 are left out of the divergence: a saved base does not hold them, and figures must be comparable.
-TokenComparison compare_rows(const VectorKernels& kernels, const float* base, float base_lse, const float* logits, int64_t vocab,
-                             int32_t token);
+// probability below e^-16 are left out of the divergence: a saved base does not hold them, and figures must be
+// comparable.
+TokenComparison compare_rows(const VectorKernels& kernels, const float* base, float base_lse, const float* logits,
+                             int64_t vocab, int32_t token);
 
 class KlMeter {
  public:

@@ -15,7 +15,9 @@ uint64_t split_mix(uint64_t* state) {
   return z ^ (z >> 31);
 }
 
-uint64_t rotate_left(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
+uint64_t rotate_left(uint64_t x, int k) {
+  return (x << k) | (x >> (64 - k));
+}
 
 // Likelier first; equal logits in order of id, so that the order is one on every machine.
 bool likelier(const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) {
@@ -24,7 +26,7 @@ bool likelier(const std::pair<float, int32_t>& a, const std::pair<float, int32_t
 
 }  // namespace
 
-Sampler::Sampler(const SamplingOptions& options) : options_(options) {
+Sampler::Sampler(const SamplingOptions& options) : options_(options), kernels_(&vector_kernels(select_isa())) {
   uint64_t seed = options.seed;
   for (uint64_t& word : state_) word = split_mix(&seed);
 }
@@ -41,7 +43,8 @@ double Sampler::uniform() {
   return static_cast<double>(result >> 11) * 0x1p-53;
 }
 
-// The top_k likeliest, likeliest first: a heap whose root is the least of those kept turns away most tokens at one comparison.
+// The top_k likeliest, likeliest first: a heap whose root is the least of those kept turns away most tokens at one
+// comparison.
 void Sampler::keep_top_k(Span<const float> logits) {
   const size_t k = static_cast<size_t>(options_.top_k);
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -58,21 +61,38 @@ void Sampler::keep_top_k(Span<const float> logits) {
   std::sort_heap(candidates_.begin(), candidates_.end(), likelier);
 }
 
+// Any token, in proportion to its probability: what a teacher's training data are drawn by, so it should not take long.
+int32_t Sampler::sample_all(Span<const float> logits) {
+  probabilities_.resize(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) probabilities_[i] = logits[i] / options_.temperature;
+  kernels_->softmax(probabilities_.data(), static_cast<int64_t>(logits.size()));
+  double left = uniform();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    left -= static_cast<double>(probabilities_[i]);
+    if (left < 0.0) return static_cast<int32_t>(i);
+  }
+  // The probabilities of float sum to a little less than 1.
+  return static_cast<int32_t>(std::max_element(probabilities_.begin(), probabilities_.end()) - probabilities_.begin());
+}
+
 int32_t Sampler::sample(Span<const float> logits) {
   QAT_CHECK(!logits.empty());
-  const size_t best = static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  const float highest = logits[best];
-  for (const float x : logits)
-    if (std::isnan(x) || x == HUGE_VALF) fail("the model's logits are not numbers: its weights are damaged, or its training has diverged");
-  if (options_.temperature <= 0.0f) return static_cast<int32_t>(best);
+  bool numbers = true;
+  for (const float x : logits) numbers &= x < HUGE_VALF;
+  if (!numbers) fail("the model's logits are not numbers: its weights are damaged, or its training has diverged");
+  if (options_.temperature <= 0.0f)
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const bool few = options_.top_k > 0 && static_cast<size_t>(options_.top_k) < logits.size();
+  if (!few && options_.top_p >= 1.0f) return sample_all(logits);
 
   candidates_.clear();
-  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < logits.size()) {
+  if (few) {
     keep_top_k(logits);
   } else {
     for (size_t i = 0; i < logits.size(); ++i) candidates_.emplace_back(logits[i], static_cast<int32_t>(i));
-    if (options_.top_p < 1.0f) std::sort(candidates_.begin(), candidates_.end(), likelier);
+    std::sort(candidates_.begin(), candidates_.end(), likelier);
   }
+  const float highest = candidates_.front().first;
   double total = 0.0;
   for (auto& candidate : candidates_) {
     candidate.first = std::exp((candidate.first - highest) / options_.temperature);
@@ -83,7 +103,8 @@ int32_t Sampler::sample(Span<const float> logits) {
     const double wanted = static_cast<double>(options_.top_p) * total;
     double sum = 0.0;
     size_t kept = 0;
-    while (kept < candidates_.size() && (kept == 0 || sum < wanted)) sum += static_cast<double>(candidates_[kept++].first);
+    while (kept < candidates_.size() && (kept == 0 || sum < wanted))
+      sum += static_cast<double>(candidates_[kept++].first);
     candidates_.resize(kept);
     total = sum;
   }

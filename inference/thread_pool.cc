@@ -47,8 +47,9 @@ void ThreadPool::take_pieces(const Job& job, int worker) {
   }
 }
 
-// A worker first counts itself inside, then looks whether the job is still open; the caller first closes the job, then waits
-// until nobody is inside. In a single order of these four steps (sequential consistency) no worker can enter unseen.
+// A worker first counts itself inside, then looks whether the job is still open; the caller first closes the job, then
+// waits until nobody is inside. In a single order of these four steps (sequential consistency) no worker can enter
+// unseen.
 void ThreadPool::run(const Job& job) {
   job_ = job;
   next_.store(0, std::memory_order_relaxed);

@@ -1,4 +1,5 @@
-// A few threads that stay, for loops of microseconds: work is published, taken in pieces by whoever is there, and waited for.
+// A few threads that stay, for loops of microseconds: work is published, taken in pieces by whoever is there, and
+// waited for.
 #pragma once
 
 #include <atomic>
@@ -11,8 +12,8 @@
 
 namespace qat {
 
-// One caller at a time. Between loops a worker spins for some tens of microseconds, then sleeps; one that has not woken when
-// the work is done is not waited for.
+// One caller at a time. Between loops a worker spins for some tens of microseconds, then sleeps; one that has not woken
+// when the work is done is not waited for.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);  // including the caller; 0: all processors this process may use
@@ -20,8 +21,9 @@ class ThreadPool {
   ~ThreadPool();
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(begin, end, worker) over pieces of [0, count), each of at most `piece` items (or all at once in the caller, when there
-  // is no other thread); worker is in [0, size()). Returns when all are done. What a body throws is thrown here, after the rest.
+  // body(begin, end, worker) over pieces of [0, count), each of at most `piece` items (or all at once in the caller,
+  // when there is no other thread); worker is in [0, size()). Returns when all are done. What a body throws is thrown
+  // here, after the rest.
   template <class Body>
   void parallel_for(int64_t count, int64_t piece, const Body& body) {
     if (count <= 0) return;
@@ -45,12 +47,12 @@ class ThreadPool {
 
   std::vector<std::thread> workers_;
   Job job_;
-  std::atomic<int64_t> next_{0};       // first item nobody has taken
+  std::atomic<int64_t> next_{0};         // first item nobody has taken
   std::atomic<uint64_t> generation_{0};  // odd: job_ is open; even: closed
-  std::atomic<int> inside_{0};         // workers that may be reading job_
+  std::atomic<int> inside_{0};           // workers that may be reading job_
   std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
-  std::exception_ptr exception_;       // the first that a body threw
+  std::exception_ptr exception_;  // the first that a body threw
   std::mutex mutex_;
   std::condition_variable wake_;
 };

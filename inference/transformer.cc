@@ -11,7 +11,9 @@ namespace qat {
 namespace {
 
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
-int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
+int64_t rows_per_piece(int64_t width) {
+  return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width));
+}
 
 float* grown(std::vector<float>& buffer, int64_t floats) {
   if (buffer.size() < static_cast<size_t>(floats)) buffer.resize(static_cast<size_t>(floats));
@@ -36,7 +38,8 @@ Transformer::Transformer(Weights weights, Isa isa) : weights_(std::move(weights)
   for (int i = 0; i < static_cast<int>(c.layers.size()); ++i)
     names_.push_back({name_of(table, Role::q, i), name_of(table, Role::k, i), name_of(table, Role::v, i),
                       name_of(table, Role::o, i), name_of(table, Role::gate, i), name_of(table, Role::up, i),
-                      name_of(table, Role::down, i), name_of(table, Role::ple_gate, i), name_of(table, Role::ple_projection, i)});
+                      name_of(table, Role::down, i), name_of(table, Role::ple_gate, i),
+                      name_of(table, Role::ple_projection, i)});
   ple_model_projection_name_ = name_of(table, Role::ple_model_projection);
   output_name_ = name_of(table, c.tied ? Role::token_embedding : Role::output);
 }
@@ -52,7 +55,12 @@ struct Transformer::Pass {
   int64_t n;
 
   Pass(const Transformer& m, ThreadPool& p, Workspace& workspace)
-      : model(m), w(m.weights_), c(m.weights_.config), ops(vector_kernels(m.isa_)), pool(p), ws(workspace),
+      : model(m),
+        w(m.weights_),
+        c(m.weights_.config),
+        ops(vector_kernels(m.isa_)),
+        pool(p),
+        ws(workspace),
         n(static_cast<int64_t>(workspace.rows.size())) {}
 
   // body(row) for every row, `width` floats of work each.
@@ -75,7 +83,8 @@ struct Transformer::Pass {
 
   void norm_rows(const float* x, const std::vector<float>& weight, float* out) {
     const float eps = static_cast<float>(c.eps);
-    for_rows(c.hidden, [&](int64_t r) { ops.rms_norm(x + r * c.hidden, weight.data(), c.hidden, eps, out + r * c.hidden); });
+    for_rows(c.hidden,
+             [&](int64_t r) { ops.rms_norm(x + r * c.hidden, weight.data(), c.hidden, eps, out + r * c.hidden); });
   }
 
   // hidden += branch, normed first if there is a weight.
@@ -98,12 +107,14 @@ struct Transformer::Pass {
     const size_t stride = row_bytes(w.embedding.dtype, c.hidden);
     for_rows(c.hidden, [&](int64_t r) {
       float* h = hidden + r * c.hidden;
-      kernel.decode(w.embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), c.hidden, h);
+      kernel.decode(w.embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), c.hidden,
+                    h);
       for (int64_t i = 0; i < c.hidden; ++i) h[i] *= scale;
     });
   }
 
-  // Per-layer embeddings, of all layers at once: the mean (times sqrt 2) of what the token says and what its embedding says.
+  // Per-layer embeddings, of all layers at once: the mean (times sqrt 2) of what the token says and what its embedding
+  // says.
   void embed_per_layer() {
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     float* per_layer = grown(ws.per_layer, n * width);
@@ -117,7 +128,8 @@ struct Transformer::Pass {
     float* token_rows = grown(ws.gate, n * width);
     for_rows(3 * width, [&](int64_t r) {
       float* token = token_rows + r * width;
-      kernel.decode(w.ple_embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), width, token);
+      kernel.decode(w.ple_embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), width,
+                    token);
       float* context = per_layer + r * width;
       for (int64_t i = 0; i < width; ++i) context[i] *= context_scale;
       for (int64_t i = 0; i < width; i += c.ple)
@@ -153,7 +165,8 @@ struct Transformer::Pass {
     for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
   }
 
-  // K and V of the rows, straight into their caches. K = V layers take V from K as projected: without its norm, not rotated.
+  // K and V of the rows, straight into their caches. K = V layers take V from K as projected: without its norm, not
+  // rotated.
   void project_kv(const LayerWeights& l, const LayerConfig& layer, const Names& names, size_t index) {
     const int64_t width = layer.kv_heads * layer.head_dim;
     float* k = grown(ws.k, n * width);
@@ -262,14 +275,16 @@ struct Transformer::Pass {
     });
   }
 
-  // Goes on without the first `count` rows: once all K and V are written, rows that no logits are wanted of have no more use.
+  // Goes on without the first `count` rows: once all K and V are written, rows that no logits are wanted of have no
+  // more use.
   void drop_rows(int64_t count) {
     const auto drop = [&](std::vector<float>& buffer, int64_t width) {
       std::copy(buffer.begin() + count * width, buffer.begin() + n * width, buffer.begin());
     };
     drop(ws.hidden, c.hidden);
     if (c.ple > 0) drop(ws.per_layer, static_cast<int64_t>(c.layers.size()) * c.ple);
-    for (int kind = 0; kind < 2; ++kind) drop(ws.cos_sin[kind], 2 * static_cast<int64_t>(model.frequencies_[kind].size()));
+    for (int kind = 0; kind < 2; ++kind)
+      drop(ws.cos_sin[kind], 2 * static_cast<int64_t>(model.frequencies_[kind].size()));
     ws.rows.erase(ws.rows.begin(), ws.rows.begin() + count);
     n -= count;
   }

@@ -23,13 +23,14 @@ constexpr int64_t kMaxBatchRows = 512;  // rows per pass: bounds the memory of a
 // Memory that a pass needs, reused by the next. One per thread of passes.
 struct Workspace {
   std::vector<BatchRow> rows;
-  std::vector<float> hidden, normed, branch;  // [rows, hidden]: the residual stream; a norm of it; what an attention or MLP adds
-  std::vector<float> q, k, v, heads;          // [rows, heads * head_dim] (k, v: kv_heads): projections, attention's result
-  std::vector<float> gate, up;                // [rows, ffn]
+  std::vector<float> hidden, normed,
+      branch;  // [rows, hidden]: the residual stream; a norm of it; what an attention or MLP adds
+  std::vector<float> q, k, v, heads;  // [rows, heads * head_dim] (k, v: kv_heads): projections, attention's result
+  std::vector<float> gate, up;        // [rows, ffn]
   std::vector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
-  std::vector<float> cos_sin[2];              // full, sliding: per row head_dim / 2 cosines, then as many sines
-  std::vector<float> scores;                  // per worker [longest sequence]
-  MatmulInput input, inner;                   // of the projections out of the residual stream; of those back into it
+  std::vector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
+  std::vector<float> scores;                     // per worker [longest sequence]
+  MatmulInput input, inner;                      // of the projections out of the residual stream; of those back into it
 };
 
 class Transformer {
@@ -38,8 +39,9 @@ class Transformer {
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
 
-  // One pass over ws.rows (1..kMaxBatchRows; it consumes them), whose K and V are written to their caches at their positions;
-  // cache lengths are the caller's. logits [rows - first_logit, vocab] of the rows from first_logit on, which may be none.
+  // One pass over ws.rows (1..kMaxBatchRows; it consumes them), whose K and V are written to their caches at their
+  // positions; cache lengths are the caller's. logits [rows - first_logit, vocab] of the rows from first_logit on,
+  // which may be none.
   void run(ThreadPool& pool, Workspace& ws, int64_t first_logit, float* logits) const;
 
   Engine::InputObserver observer = nullptr;
@@ -49,13 +51,16 @@ class Transformer {
 
  private:
   struct Pass;  // a run in progress
-  struct Names { std::string q, k, v, o, gate, up, down, ple_gate, ple_projection; };
+  struct Names {
+    std::string q, k, v, o, gate, up, down, ple_gate, ple_projection;
+  };
 
   Weights weights_;
   Isa isa_;
-  std::vector<float> frequencies_[2];  // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none
-  std::vector<Names> names_;           // per layer
-  size_t last_kv_layer_ = 0;           // no layer after it writes K and V
+  std::vector<float>
+      frequencies_[2];        // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none
+  std::vector<Names> names_;  // per layer
+  size_t last_kv_layer_ = 0;  // no layer after it writes K and V
   std::string ple_model_projection_name_, output_name_;
 };
 

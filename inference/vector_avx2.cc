@@ -6,7 +6,9 @@
 namespace qat {
 namespace {
 
-__m256 splat(float x) { return _mm256_set1_ps(x); }
+__m256 splat(float x) {
+  return _mm256_set1_ps(x);
+}
 
 // The first n (1..7) lanes of x; the others are `rest`. Neither reads nor writes past the end.
 __m256i first_lanes(int64_t n) {
@@ -36,14 +38,16 @@ double sum_lanes(__m256d v) {
 
 // Adds 8 floats to 4 sums in double.
 __m256d add_to(__m256d sum, __m256 x) {
-  return _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
+  return _mm256_add_pd(
+      sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
 }
 
-// e^x within 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (the next term is 5e-9).
-// 0 below -87.3 (where float leaves its normal range), infinity above 88.7, NaN for NaN.
+// e^x within 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (the next term is
+// 5e-9). 0 below -87.3 (where float leaves its normal range), infinity above 88.7, NaN for NaN.
 __m256 exp8(__m256 x) {
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, splat(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m256 ln2_high = splat(0.693359375f), ln2_low = splat(-2.12194440e-4f);  // the first has 9 bits: n * it is exact
+  const __m256 ln2_high = splat(0.693359375f),
+               ln2_low = splat(-2.12194440e-4f);  // the first has 9 bits: n * it is exact
   const __m256 r = _mm256_fnmadd_ps(n, ln2_low, _mm256_fnmadd_ps(n, ln2_high, x));
   const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   __m256 p = splat(1.0f / 5040);
@@ -82,7 +86,9 @@ __m256 gelu8(__m256 x) {
   return times_sigmoid(x, _mm256_mul_ps(splat(1.59576912f), cubic));
 }
 
-__m256 silu8(__m256 x) { return times_sigmoid(x, x); }
+__m256 silu8(__m256 x) {
+  return times_sigmoid(x, x);
+}
 
 // x[i] = f(x[i], y[i])
 template <class F>
@@ -101,7 +107,8 @@ void silu_multiply(float* gate, const float* x, int64_t n) {
 }
 
 void softcap(float* x, int64_t n, float cap) {
-  transform(x, x, n, [cap](__m256 v, __m256) { return _mm256_mul_ps(splat(cap), tanh8(_mm256_div_ps(v, splat(cap)))); });
+  transform(x, x, n,
+            [cap](__m256 v, __m256) { return _mm256_mul_ps(splat(cap), tanh8(_mm256_div_ps(v, splat(cap)))); });
 }
 
 float sum_squares(const float* x, int64_t n) {
@@ -181,7 +188,8 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
 
 // Four dot products at a time share the loads of q.
 void scores_of_four(const AttentionSpan& a, int64_t j) {
-  const float* k[4] = {a.k + j * a.stride, a.k + (j + 1) * a.stride, a.k + (j + 2) * a.stride, a.k + (j + 3) * a.stride};
+  const float* k[4] = {a.k + j * a.stride, a.k + (j + 1) * a.stride, a.k + (j + 2) * a.stride,
+                       a.k + (j + 3) * a.stride};
   __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int64_t i = 0;
   for (; i + 8 <= a.head_dim; i += 8) {
@@ -245,7 +253,7 @@ void attention(const AttentionSpan& a) {
 
 }  // namespace
 
-const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap,
-                                          max,       sum_exp,  softmax,       kl,            attention};
+const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp,
+                                          softmax,   kl,       attention};
 
 }  // namespace qat

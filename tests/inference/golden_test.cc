@@ -1,8 +1,10 @@
-// The engine against hidden states and logits that transformers computed in float32: every architecture, both arithmetic paths.
+// The engine against hidden states and logits that transformers computed in float32: every architecture, both
+// arithmetic paths.
 //
-// How near can two float32 programs come? The miniature `gemma4-e2b` has random weights that amplify any difference: the logits of
-// transformers itself move by 4e-4 of the largest when it takes its other attention, by 5e-4 in float64. Its end-to-end bound is
-// therefore 1e-3; what holds the engine to the model is the test of single layers, each fed what transformers fed it.
+// How near can two float32 programs come? The miniature `gemma4-e2b` has random weights that amplify any difference:
+// the logits of transformers itself move by 4e-4 of the largest when it takes its other attention, by 5e-4 in float64.
+// Its end-to-end bound is therefore 1e-3; what holds the engine to the model is the test of single layers, each fed
+// what transformers fed it.
 #include <algorithm>
 #include <cmath>
 
@@ -17,7 +19,9 @@ struct GoldenCase {
   const char* model;
   bool reference;
 };
-void PrintTo(const GoldenCase& c, std::ostream* out) { *out << c.model << (c.reference ? ", reference" : ", best"); }
+void PrintTo(const GoldenCase& c, std::ostream* out) {
+  *out << c.model << (c.reference ? ", reference" : ", best");
+}
 
 // Largest difference and largest expected value.
 struct Difference {
@@ -104,11 +108,11 @@ std::string test_name(const testing::TestParamInfo<GoldenCase>& c) {
 }
 
 INSTANTIATE_TEST_SUITE_P(AllArchitectures, Golden,
-                         testing::Values(GoldenCase{"llama", true}, GoldenCase{"llama", false}, GoldenCase{"gemma3", true},
-                                         GoldenCase{"gemma3", false}, GoldenCase{"gemma4-e2b", true},
-                                         GoldenCase{"gemma4-e2b", false}, GoldenCase{"gemma4-e4b", true},
-                                         GoldenCase{"gemma4-e4b", false}, GoldenCase{"gemma4-31b", true},
-                                         GoldenCase{"gemma4-31b", false}),
+                         testing::Values(GoldenCase{"llama", true}, GoldenCase{"llama", false},
+                                         GoldenCase{"gemma3", true}, GoldenCase{"gemma3", false},
+                                         GoldenCase{"gemma4-e2b", true}, GoldenCase{"gemma4-e2b", false},
+                                         GoldenCase{"gemma4-e4b", true}, GoldenCase{"gemma4-e4b", false},
+                                         GoldenCase{"gemma4-31b", true}, GoldenCase{"gemma4-31b", false}),
                          test_name);
 
 }  // namespace

@@ -1,0 +1,359 @@
+// The engine on tiny random models of each architecture, written as files and loaded: its two arithmetic paths, its
+// ways to run (whole, token by token, in batches, on more threads) and its three kinds of file give one result.
+#include "inference/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "export/gguf_export.h"
+#include "export/ptq.h"
+#include "inference/isa.h"
+#include "tests/expect_error.h"
+#include "tests/export/tiny_model.h"
+#include "tests/inference/random.h"
+
+namespace qat {
+namespace {
+
+struct NamedConfig {
+  const char* name;
+  std::string json;
+};
+void PrintTo(const NamedConfig& config, std::ostream* out) {
+  *out << config.name;
+}
+
+// The writer's small random norms leave little of attention and MLP in the logits: add 1, as trained norms have it.
+Weights strong_weights(const std::string& path) {
+  Weights w = load_weights(path);
+  const auto lift = [](std::vector<float>& norm) {
+    for (float& x : norm) x += 1.0f;
+  };
+  if (w.config.arch != Arch::gemma3) {
+    lift(w.output_norm);
+    lift(w.ple_projection_norm);
+  }
+  for (LayerWeights& layer : w.layers) {
+    layer.scalar = 0.8f;
+    if (w.config.arch == Arch::gemma3) continue;  // its norms are 1 + w already
+    for (auto* norm : {&layer.attention_norm, &layer.q_norm, &layer.k_norm, &layer.post_attention_norm, &layer.ffn_norm,
+                       &layer.post_ffn_norm, &layer.post_ple_norm})
+      lift(*norm);
+  }
+  return w;
+}
+
+EngineOptions with_threads(int threads, bool reference = false) {
+  EngineOptions options;
+  options.threads = threads;
+  options.reference = reference;
+  return options;
+}
+
+std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed = 11) {
+  Random random(seed);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i)
+    tokens.push_back(static_cast<int32_t>((static_cast<double>(random.next()) + 1) / 2 * static_cast<double>(vocab)));
+  return tokens;
+}
+
+std::vector<float> run(Engine& engine, const std::vector<int32_t>& tokens, size_t first = 0) {
+  KvCache cache(engine.config(), static_cast<int64_t>(tokens.size()));
+  std::vector<float> logits((tokens.size() - first) * static_cast<size_t>(engine.config().vocab));
+  engine.forward(tokens, cache, first, logits.data());
+  EXPECT_EQ(cache.length(), static_cast<int64_t>(tokens.size()));
+  return logits;
+}
+
+float largest(const std::vector<float>& x) {
+  float most = 0.0f;
+  for (const float v : x) most = std::max(most, std::fabs(v));
+  return most;
+}
+
+// Float paths differ by some tens of roundings in a row, which layers amplify: 2e-5 of the largest logit.
+constexpr float kRounding = 2e-5f;
+
+void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, float relative) {
+  ASSERT_EQ(actual.size(), expected.size());
+  const float bound = relative * largest(expected);
+  for (size_t i = 0; i < actual.size(); ++i) ASSERT_NEAR(actual[i], expected[i], bound) << "logit " << i;
+}
+
+class EngineTest : public testing::TestWithParam<NamedConfig> {
+ protected:
+  void SetUp() override { write_tiny_model(path_, GetParam().json, DType::BF16); }
+  TemporaryDirectory directory_;
+  const std::string path_ = directory_ / "model";
+};
+
+TEST_P(EngineTest, OptimizedIsTheReferenceUpToRounding) {
+  Engine reference(strong_weights(path_), with_threads(2, true)), best(strong_weights(path_), with_threads(2));
+  const std::vector<int32_t> tokens = random_tokens(50, reference.config().vocab);
+  expect_near(run(best, tokens), run(reference, tokens), kRounding);
+}
+
+TEST_P(EngineTest, TokenByTokenIsTheWholePrompt) {
+  for (const bool reference : {false, true}) {
+    Engine engine(strong_weights(path_), with_threads(1, reference));
+    const size_t vocab = static_cast<size_t>(engine.config().vocab);
+    const std::vector<int32_t> tokens = random_tokens(40, engine.config().vocab);
+    std::vector<float> steps(tokens.size() * vocab);
+    KvCache cache(engine.config(), 40);
+    engine.forward({tokens.data(), 7}, cache, 0, steps.data());  // some at once, the rest one by one
+    for (size_t i = 7; i < tokens.size(); ++i)
+      engine.forward({tokens.data() + i, 1}, cache, 0, steps.data() + i * vocab);
+    expect_near(steps, run(engine, tokens), kRounding);
+  }
+}
+
+TEST_P(EngineTest, BatchOfSequencesIsEachAlone) {
+  Engine engine(strong_weights(path_), with_threads(2));
+  const size_t vocab = static_cast<size_t>(engine.config().vocab), sequences = 5;
+  std::vector<KvCache> caches;
+  std::vector<std::vector<int32_t>> texts;
+  std::vector<KvCache*> pointers;
+  std::vector<int32_t> last;
+  for (size_t s = 0; s < sequences; ++s) {
+    texts.push_back(
+        random_tokens(static_cast<int64_t>(3 + 8 * s), engine.config().vocab, 20 + s));  // of different lengths
+    caches.emplace_back(engine.config(), 64);
+  }
+  for (size_t s = 0; s < sequences; ++s) {
+    engine.forward({texts[s].data(), texts[s].size() - 1}, caches[s], texts[s].size() - 1, nullptr);
+    pointers.push_back(&caches[s]);
+    last.push_back(texts[s].back());
+  }
+  std::vector<float> logits(sequences * vocab);
+  engine.decode_batch(last, pointers, logits.data());
+  for (size_t s = 0; s < sequences; ++s) {
+    EXPECT_EQ(caches[s].length(), static_cast<int64_t>(texts[s].size()));
+    const std::vector<float> mine(logits.begin() + static_cast<int64_t>(s * vocab),
+                                  logits.begin() + static_cast<int64_t>((s + 1) * vocab));
+    expect_near(mine, run(engine, texts[s], texts[s].size() - 1), kRounding);
+  }
+}
+
+TEST_P(EngineTest, ThreadsDoNotChangeABit) {
+  Engine one(strong_weights(path_), with_threads(1)), four(strong_weights(path_), with_threads(4));
+  const std::vector<int32_t> tokens = random_tokens(60, one.config().vocab);
+  EXPECT_EQ(run(one, tokens), run(four, tokens));
+  EXPECT_EQ(run(one, {tokens[0]}), run(four, {tokens[0]}));
+}
+
+TEST_P(EngineTest, LogitsFromALaterRowOnAreTheSameRows) {
+  Engine engine(strong_weights(path_), with_threads(2));
+  const std::vector<int32_t> tokens = random_tokens(40, engine.config().vocab);
+  const std::vector<float> all = run(engine, tokens);
+  for (const size_t first : {size_t{20}, size_t{39}}) {
+    const std::vector<float> expected(
+        all.begin() + static_cast<int64_t>(first * static_cast<size_t>(engine.config().vocab)), all.end());
+    expect_near(run(engine, tokens, first), expected, kRounding);
+  }
+}
+
+// 1100 tokens are three passes; the middle and the end must see what earlier passes left in the cache.
+TEST_P(EngineTest, LongPromptsRunInPasses) {
+  Engine engine(strong_weights(path_), with_threads(2));
+  const std::vector<int32_t> tokens = random_tokens(1100, engine.config().vocab);
+  const std::vector<float> whole = run(engine, tokens, 1000);
+  KvCache cache(engine.config(), 1100);
+  std::vector<float> parts(whole.size());
+  engine.forward({tokens.data(), 300}, cache, 300, nullptr);
+  engine.forward({tokens.data() + 300, 500}, cache, 500, nullptr);
+  engine.forward({tokens.data() + 800, 300}, cache, 200, parts.data());
+  expect_near(parts, whole, kRounding);
+}
+
+TEST_P(EngineTest, ExportedFloatGgufIsTheDirectory) {
+  const std::string gguf = directory_ / "model.gguf";
+  export_gguf_float(path_, DType::BF16, gguf);
+  Engine from_hf(load_weights(path_), with_threads(1, true)), from_gguf(load_weights(gguf), with_threads(1, true));
+  const std::vector<int32_t> tokens = random_tokens(50, from_hf.config().vocab);
+  // Llama's heads are stored in another order there, so that sums are taken in another order.
+  expect_near(run(from_gguf, tokens), run(from_hf, tokens), 1e-6f);
+}
+
+TEST_P(EngineTest, QuantizedCheckpointIsItsGguf) {
+  const std::string quantized = directory_ / "quantized", gguf = directory_ / "quantized.gguf";
+  quantize_checkpoint(path_, plan_from_name("q4_0"), {}, quantized);
+  export_gguf(quantized, gguf);
+  Engine from_directory(load_weights(quantized), with_threads(1)), from_gguf(load_weights(gguf), with_threads(1));
+  const std::vector<int32_t> tokens = random_tokens(50, from_gguf.config().vocab);
+  const std::vector<float> expected = run(from_gguf, tokens);
+  expect_near(run(from_directory, tokens), expected, 1e-6f);
+  Engine from_hf(load_weights(path_), with_threads(1));
+  std::vector<float> unquantized = run(from_hf, tokens);
+  for (size_t i = 0; i < unquantized.size(); ++i) unquantized[i] -= expected[i];
+  EXPECT_GT(largest(unquantized), 1e-3f * largest(expected)) << "Q4_0 costs something";
+}
+
+struct Seen {
+  std::map<std::string, int64_t> rows;
+  std::map<std::string, std::vector<float>> first_row;
+  static void note(void* user, const std::string& name, int64_t rows, int64_t cols, const float* x) {
+    auto& seen = *static_cast<Seen*>(user);
+    seen.rows[name] += rows;
+    seen.first_row[name].assign(x, x + cols);
+  }
+};
+
+TEST_P(EngineTest, ObserverSeesTheInputOfEveryLinear) {
+  Engine engine(strong_weights(path_), with_threads(1));
+  const ModelConfig& c = engine.config();
+  Seen seen;
+  engine.set_input_observer(Seen::note, &seen);
+  run(engine, random_tokens(6, c.vocab), 4);
+  engine.set_input_observer(nullptr, nullptr);
+  run(engine, random_tokens(6, c.vocab));
+  size_t linears = 0;
+  for (const TensorInfo& info : tensor_table(c)) {
+    const bool head = info.role == (c.tied ? Role::token_embedding : Role::output);
+    if (info.kind != TensorKind::linear && !head) continue;
+    ++linears;
+    EXPECT_EQ(seen.rows[info.name], head ? 2 : 6) << info.name;
+    EXPECT_EQ(static_cast<int64_t>(seen.first_row[info.name].size()), info.shape[1]) << info.name;
+  }
+  EXPECT_EQ(seen.rows.size(), linears);
+  EXPECT_EQ(seen.first_row["model.layers.0.self_attn.q_proj.weight"],
+            seen.first_row["model.layers.0.self_attn.k_proj.weight"]);
+}
+
+std::string config_name(const testing::TestParamInfo<NamedConfig>& config) {
+  return config.param.name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, EngineTest,
+                         testing::Values(NamedConfig{"llama", llama_json(false)},
+                                         NamedConfig{"llama_tied", llama_json(true)},
+                                         NamedConfig{"gemma3", gemma3_json()}, NamedConfig{"gemma4_e2b", gemma4_json()},
+                                         NamedConfig{"gemma4_31b", gemma4_k_eq_v_json()}),
+                         config_name);
+
+// One sliding layer: what is `window` positions back must not be seen, what is one nearer must.
+TEST(SlidingWindow, HoldsExactlyItsPositions) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "model";
+  std::string json = gemma3_json();
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    json.replace(json.find(from), from.size(), to);
+  };
+  replace("\"num_hidden_layers\": 7", "\"num_hidden_layers\": 1");
+  const size_t list = json.find("\"layer_types\": [");
+  json.replace(list, json.find(']', list) + 1 - list, R"("layer_types": ["sliding_attention"])");
+  write_tiny_model(path, json, DType::F32);
+  for (const bool reference : {true, false}) {
+    Engine engine(load_weights(path), with_threads(1, reference));
+    const int64_t window = engine.config().sliding_window, length = 40;
+    const std::vector<int32_t> tokens = random_tokens(length, engine.config().vocab);
+    const std::vector<float> before = run(engine, tokens, length - 1);
+    for (int64_t i = 0; i < length; ++i) {
+      std::vector<int32_t> changed = tokens;
+      int32_t& token = changed[static_cast<size_t>(i)];
+      token = (token + 1) % static_cast<int32_t>(engine.config().vocab);
+      EXPECT_EQ(run(engine, changed, length - 1) != before, i >= length - window) << "position " << i;
+    }
+  }
+}
+
+// Three bytes in front put every 2- and 4-byte element at an odd address.
+TEST(Loading, UnalignedSafetensors) {
+  TemporaryDirectory directory;
+  for (const DType type : {DType::F32, DType::BF16, DType::F16}) {
+    const std::string plain = directory / "plain", odd = directory / "odd";
+    write_tiny_model(plain, gemma4_json(), type);
+    write_tiny_model(odd, gemma4_json(), type);
+    {
+      const Safetensors file(plain);
+      std::vector<TensorSpec> specs = {{"padding", DType::U8, {3}}};
+      for (const TensorView& t : file.tensors()) specs.push_back({t.name, t.dtype, t.shape});
+      SafetensorsWriter writer(odd + "/model.safetensors", specs);
+      writer.append("abc", 3);
+      for (const TensorView& t : file.tensors()) writer.append(t.bytes.data(), t.bytes.size());
+      writer.commit();
+    }
+    for (const bool reference : {true, false}) {
+      Engine a(load_weights(plain), with_threads(1, reference)), b(load_weights(odd), with_threads(1, reference));
+      const std::vector<int32_t> tokens = random_tokens(10, a.config().vocab);
+      EXPECT_EQ(run(a, tokens), run(b, tokens));
+    }
+  }
+}
+
+TEST(Loading, RefusesWhatItCannotRun) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "model", gguf = directory / "model.gguf";
+  write_tiny_model(path, llama_json(true), DType::F32);
+  export_gguf_float(path, DType::F32, gguf);
+  // Rewrites the file with one tensor changed.
+  const auto rewrite = [&](const std::string& name, DType type, std::vector<int64_t> shape) {
+    const GgufFile file(gguf);
+    std::vector<GgufTensorSpec> specs;
+    for (const GgufTensor& t : file.tensors())
+      specs.push_back(t.name == name ? GgufTensorSpec{name, type, shape} : GgufTensorSpec{t.name, t.dtype, t.shape});
+    const std::string out = directory / "changed.gguf";
+    GgufWriter writer(out, file.metadata(), specs);
+    for (const GgufTensorSpec& spec : specs) {
+      int64_t rows = 1;
+      for (size_t i = 0; i + 1 < spec.shape.size(); ++i) rows *= spec.shape[i];
+      const std::vector<uint8_t> zeros(row_bytes(spec.dtype, spec.shape.back()) * static_cast<size_t>(rows));
+      writer.append(zeros.data(), zeros.size());
+    }
+    writer.commit();
+    return out;
+  };
+  expect_error(
+      [&] {
+        load_weights(rewrite("blk.1.ffn_up.weight", DType::Q4_1, {96, 64}));
+      },
+      "tensor blk.1.ffn_up.weight is Q4_1, which the engine does not run");
+  expect_error(
+      [&] {
+        load_weights(rewrite("blk.1.ffn_up.weight", DType::F32, {64, 96}));
+      },
+      "tensor blk.1.ffn_up.weight: expected shape [96, 64], found [64, 96]");
+  expect_error([&] { load_weights(rewrite("blk.0.attn_norm.weight", DType::F32, {32})); },
+               "blk.0.attn_norm.weight: expected shape [64], found [32]");
+  load_weights(rewrite("", DType::F32, {}));
+}
+
+TEST(EngineErrors, TokensAndLengthsAreChecked) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "model";
+  write_tiny_model(path, gemma4_json(), DType::F32);
+  Engine engine(load_weights(path), with_threads(1));
+  std::vector<float> logits(static_cast<size_t>(engine.config().vocab) * 4);
+  KvCache cache(engine.config(), 3);
+  const std::vector<int32_t> negative = {-1}, beyond = {260}, four = {1, 2, 3, 4};
+  expect_error([&] { engine.forward(negative, cache, 0, logits.data()); },
+               "token id -1 is outside the model's vocabulary of 260");
+  expect_error([&] { engine.forward(beyond, cache, 0, logits.data()); }, "token id 260 is outside");
+  expect_error([&] { engine.forward(four, cache, 0, logits.data()); }, "longer than its KV cache of 3 positions");
+  EXPECT_EQ(cache.length(), 0);
+  std::vector<KvCache*> caches = {&cache};
+  expect_error([&] { engine.decode_batch(beyond, caches, logits.data()); }, "token id 260 is outside");
+}
+
+TEST(IsaSelection, TheEnvironmentForcesOne) {
+  const char* before = std::getenv("QAT_ISA");
+  const std::string saved = before == nullptr ? "" : before;
+  setenv("QAT_ISA", "scalar", 1);
+  EXPECT_EQ(select_isa(), Isa::scalar);
+  setenv("QAT_ISA", "mmx", 1);
+  expect_error([] { select_isa(); }, "QAT_ISA=mmx: expected scalar or avx2");
+  if (isa_supported(Isa::avx2)) {
+    setenv("QAT_ISA", "avx2", 1);
+    EXPECT_EQ(select_isa(), Isa::avx2);
+  }
+  if (before == nullptr) {
+    unsetenv("QAT_ISA");
+  } else {
+    setenv("QAT_ISA", saved.c_str(), 1);
+  }
+}
+
+}  // namespace
+}  // namespace qat

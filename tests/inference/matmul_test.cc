@@ -1,0 +1,100 @@
+// Products of activations with stored matrices: right for every type and ragged shape, and the same bits whatever the
+// threads and whatever the other rows.
+#include "inference/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cfloat>
+
+#include "tests/inference/random.h"
+
+namespace qat {
+namespace {
+
+struct Shape {
+  int64_t rows, outputs, cols;
+};
+
+class Matmul : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!isa_supported(GetParam())) GTEST_SKIP() << "this processor does not run " << isa_name(GetParam());
+  }
+  std::vector<float> multiply(int threads, const std::vector<float>& x, int64_t rows, const Matrix& w) {
+    ThreadPool pool(threads);
+    MatmulInput input;
+    std::vector<float> y(static_cast<size_t>(rows * w.rows) + 1, 7.0f);
+    input.set(GetParam(), pool, x.data(), rows, w.cols);
+    matmul(GetParam(), pool, input, w, y.data());
+    EXPECT_EQ(y.back(), 7.0f) << "wrote past the end";
+    y.pop_back();
+    return y;
+  }
+};
+
+TEST_P(Matmul, EveryTypeAndRaggedShape) {
+  Random random(3);
+  for (const DType type : kRunnable) {
+    const int64_t block = dtype_info(type).block_size;
+    const int64_t wide = block == 1 ? 300 : 512;  // more than one pass over the columns
+    for (const Shape s : {Shape{1, 1, block}, Shape{2, 3, block}, Shape{7, 9, block}, Shape{8, 8, 2 * block},
+                          Shape{9, 64, block}, Shape{16, 65, block}, Shape{17, 5, 3 * block}, Shape{24, 4, block},
+                          Shape{25, 130, block}, Shape{49, 12, wide}, Shape{3, 67, wide}, Shape{1, 33, wide}}) {
+      const StoredRows stored(type, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+      const std::vector<float> x = random.floats(s.rows * s.cols);
+      std::vector<float> w(static_cast<size_t>(s.outputs * s.cols));
+      decode_rows(type, stored.data(), s.outputs, s.cols, w.data());
+      const std::vector<float> y = multiply(2, x, s.rows, {type, s.outputs, s.cols, stored.data()});
+      for (int64_t r = 0; r < s.rows; ++r) {
+        for (int64_t o = 0; o < s.outputs; ++o) {
+          double sum = 0.0, magnitude = 0.0;
+          for (int64_t k = 0; k < s.cols; ++k) {
+            const double product = static_cast<double>(x[static_cast<size_t>(r * s.cols + k)]) *
+                                   static_cast<double>(w[static_cast<size_t>(o * s.cols + k)]);
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          const double bound = 0.5 * FLT_EPSILON * static_cast<double>(s.cols + 4) * magnitude;
+          ASSERT_NEAR(y[static_cast<size_t>(r * s.outputs + o)], sum, bound)
+              << dtype_name(type) << " " << s.rows << " x " << s.outputs << " x " << s.cols << " at " << r << ", " << o;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, SameBitsForAnyCountOfThreads) {
+  Random random(4);
+  const int64_t outputs = 700, cols = 96;
+  const StoredRows stored(DType::Q4_0, random.floats(outputs * cols), outputs, cols);
+  const Matrix w = {DType::Q4_0, outputs, cols, stored.data()};
+  for (const int64_t rows : {1, 30}) {
+    const std::vector<float> x = random.floats(rows * cols);
+    const std::vector<float> one = multiply(1, x, rows, w);
+    for (const int threads : {2, 3, 5})
+      EXPECT_EQ(multiply(threads, x, rows, w), one) << threads << " threads, " << rows << " rows";
+  }
+}
+
+TEST_P(Matmul, ARowDoesNotDependOnTheOthers) {
+  Random random(5);
+  const int64_t outputs = 40, cols = 300, rows = 30;
+  const StoredRows stored(DType::BF16, random.floats(outputs * cols), outputs, cols);
+  const Matrix w = {DType::BF16, outputs, cols, stored.data()};
+  const std::vector<float> x = random.floats(rows * cols);
+  const std::vector<float> all = multiply(1, x, rows, w);
+  for (int64_t first = 0; first < rows; ++first) {
+    for (const int64_t count : {int64_t{2}, int64_t{9}, rows - first}) {
+      if (count < 2 || first + count > rows) continue;
+      const std::vector<float> part(x.begin() + first * cols, x.begin() + (first + count) * cols);
+      const std::vector<float> expected(all.begin() + first * outputs, all.begin() + (first + count) * outputs);
+      ASSERT_EQ(multiply(1, part, count, w), expected) << count << " rows from " << first;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, Matmul, testing::Values(Isa::scalar, Isa::avx2),
+                         [](const testing::TestParamInfo<Isa>& isa) { return std::string(isa_name(isa.param)); });
+
+}  // namespace
+}  // namespace qat

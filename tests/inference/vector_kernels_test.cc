@@ -1,0 +1,174 @@
+// Operations on vectors and attention, of each instruction set, against formulas in double.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+
+#include "format/number.h"
+#include "inference/kernels.h"
+#include "tests/inference/random.h"
+
+namespace qat {
+namespace {
+
+constexpr double kEps = FLT_EPSILON;
+
+class VectorKernelsTest : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!isa_supported(GetParam())) GTEST_SKIP() << "this processor does not run " << isa_name(GetParam());
+    ops_ = &vector_kernels(GetParam());
+  }
+  const VectorKernels* ops_ = nullptr;
+};
+
+double gelu(double x) {
+  return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+double silu(double x) {
+  return x / (1.0 + std::exp(-x));
+}
+
+// 0.2 million values of every magnitude that does not overflow: relative error of exp.
+TEST_P(VectorKernelsTest, ExpWithinTwoRoundings) {
+  for (float x = -87.3f; x < 88.7f; x += 0.00083f) {
+    const double expected = std::exp(static_cast<double>(x));
+    ASSERT_NEAR(ops_->sum_exp(&x, 1, 0.0f), expected, 2 * kEps * expected) << x;
+  }
+  for (const float x : {0.0f, -0.0f, 1e-30f, -1e-7f}) EXPECT_EQ(ops_->sum_exp(&x, 1, 0.0f), 1.0f + x);
+  const float below = -1000.0f, least = -HUGE_VALF, nan = NAN;
+  EXPECT_LT(ops_->sum_exp(&below, 1, 0.0f), 1e-38);
+  EXPECT_EQ(ops_->sum_exp(&least, 1, 0.0f), 0.0);
+  EXPECT_TRUE(std::isnan(ops_->sum_exp(&nan, 1, 0.0f)));
+}
+
+TEST_P(VectorKernelsTest, SoftcapWithinThreeRoundings) {
+  for (float x = -12.0f; x < 12.0f; x += 0.00037f) {
+    float y = x;
+    ops_->softcap(&y, 1, 1.0f);
+    const double expected = std::tanh(static_cast<double>(x));
+    ASSERT_NEAR(y, expected, 3 * kEps * std::fabs(expected)) << x;
+  }
+  float values[3] = {1000.0f, -1000.0f, 15.0f};
+  ops_->softcap(values, 3, 30.0f);
+  EXPECT_EQ(values[0], 30.0f);
+  EXPECT_EQ(values[1], -30.0f);
+  EXPECT_NEAR(values[2], 30.0 * std::tanh(0.5), 30 * 3 * kEps);
+}
+
+// Lengths around the width of a vector; the element after the end stays as it was.
+TEST_P(VectorKernelsTest, ElementwiseAtEveryLength) {
+  Random random(6);
+  for (int64_t n = 1; n <= 40; ++n) {
+    std::vector<float> g = random.floats(n + 1, 6.0f), x = random.floats(n + 1), gelus = g, silus = g;
+    ops_->gelu_multiply(gelus.data(), x.data(), n);
+    ops_->silu_multiply(silus.data(), x.data(), n);
+    EXPECT_EQ(gelus.back(), g.back());
+    EXPECT_EQ(silus.back(), g.back());
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      const double v = static_cast<double>(g[i]), by = static_cast<double>(x[i]);
+      // The exponent's argument, up to 8 here for what counts, is itself rounded.
+      EXPECT_NEAR(gelus[i], gelu(v) * by, 12 * kEps * std::fabs(gelu(v) * by) + 1e-9) << v;
+      EXPECT_NEAR(silus[i], silu(v) * by, 6 * kEps * std::fabs(silu(v) * by)) << v;
+    }
+  }
+}
+
+TEST_P(VectorKernelsTest, RmsNormAtEveryLength) {
+  Random random(7);
+  for (int64_t n = 1; n <= 70; ++n) {
+    const std::vector<float> x = random.floats(n, 2.0f), weight = random.floats(n);
+    std::vector<float> out(static_cast<size_t>(n)), plain(static_cast<size_t>(n));
+    ops_->rms_norm(x.data(), weight.data(), n, 1e-2f, out.data());
+    ops_->rms_norm(x.data(), nullptr, n, 1e-2f, plain.data());
+    double squares = 0.0;
+    for (const float v : x) squares += static_cast<double>(v) * static_cast<double>(v);
+    const double scale = 1.0 / std::sqrt(squares / static_cast<double>(n) + 1e-2);
+    // The sum of n squares, half of whose error reaches the root; then four roundings.
+    const double bound = kEps * (0.25 * static_cast<double>(n) + 4);
+    for (size_t i = 0; i < out.size(); ++i) {
+      const double expected = static_cast<double>(x[i]) * scale;
+      EXPECT_NEAR(plain[i], expected, bound * std::fabs(expected));
+      EXPECT_NEAR(out[i], expected * static_cast<double>(weight[i]), bound * std::fabs(expected));
+    }
+    std::vector<float> in_place = x;
+    ops_->rms_norm(in_place.data(), weight.data(), n, 1e-2f, in_place.data());
+    EXPECT_EQ(in_place, out);
+  }
+}
+
+TEST_P(VectorKernelsTest, ReductionsAtEveryLength) {
+  Random random(8);
+  for (int64_t n = 1; n <= 40; ++n) {
+    const std::vector<float> x = random.floats(n, 9.0f), base = random.floats(n, 9.0f);
+    const float largest = *std::max_element(x.begin(), x.end());
+    EXPECT_EQ(ops_->max(x.data(), n), largest);
+    double sum = 0.0, base_sum = 0.0;
+    for (const float v : x) sum += std::exp(static_cast<double>(v));
+    for (const float v : base) base_sum += std::exp(static_cast<double>(v));
+    EXPECT_NEAR(ops_->sum_exp(x.data(), n, 2.0f), sum * std::exp(-2.0), 10 * kEps * sum * std::exp(-2.0));
+
+    std::vector<float> p = x;
+    ops_->softmax(p.data(), n);
+    double kl = 0.0, magnitude = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      EXPECT_NEAR(p[i], std::exp(static_cast<double>(x[i])) / sum,
+                  20 * kEps * std::exp(static_cast<double>(x[i])) / sum);
+      const double log_p = static_cast<double>(base[i]) - std::log(base_sum),
+                   log_q = static_cast<double>(x[i]) - std::log(sum);
+      if (log_p > -16) kl += std::exp(log_p) * (log_p - log_q);
+      if (log_p > -16) magnitude += std::exp(log_p) * (std::fabs(log_p) + std::fabs(log_q) + 20);
+    }
+    const float lse = static_cast<float>(std::log(sum)), base_lse = static_cast<float>(std::log(base_sum));
+    EXPECT_NEAR(ops_->kl(base.data(), base_lse, x.data(), lse, n), kl, 4 * kEps * magnitude);
+  }
+}
+
+TEST_P(VectorKernelsTest, KlLeavesOutWhatASavedBaseCannotHold) {
+  // log p of the second is -17: its 4e-8 * (17 + 83) must not count. All the rest is the first, where p = q.
+  const float base[2] = {0.0f, -17.0f}, x[2] = {0.0f, -100.0f};
+  EXPECT_EQ(ops_->kl(base, 0.0f, x, 0.0f, 2), 0.0);
+  const float base_within[2] = {0.0f, -15.0f};
+  EXPECT_NEAR(ops_->kl(base_within, 0.0f, x, 0.0f, 2), std::exp(-15.0) * 85, 1e-9);
+}
+
+TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
+  Random random(9);
+  for (const int64_t head_dim : {1, 2, 6, 8, 12, 16, 32, 36, 40, 64, 128, 256}) {
+    for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 31, 100}) {
+      const int64_t stride = head_dim * 2 + 3;
+      const std::vector<float> q = random.floats(head_dim), k = random.floats(count * stride),
+                               v = random.floats(count * stride);
+      std::vector<float> scores(static_cast<size_t>(count) + 1, 7.0f), out(static_cast<size_t>(head_dim) + 1, 7.0f);
+      const float scale = 0.7f;
+      ops_->attention({q.data(), k.data(), v.data(), stride, count, head_dim, scale, scores.data(), out.data()});
+      EXPECT_EQ(scores.back(), 7.0f);
+      EXPECT_EQ(out.back(), 7.0f);
+      std::vector<double> p(static_cast<size_t>(count)), expected(static_cast<size_t>(head_dim), 0.0);
+      double total = 0.0;
+      for (int64_t j = 0; j < count; ++j) {
+        double s = 0.0;
+        for (int64_t i = 0; i < head_dim; ++i)
+          s += static_cast<double>(q[static_cast<size_t>(i)]) *
+               static_cast<double>(k[static_cast<size_t>(j * stride + i)]);
+        total += p[static_cast<size_t>(j)] = std::exp(s * static_cast<double>(scale));
+      }
+      for (int64_t j = 0; j < count; ++j)
+        for (int64_t i = 0; i < head_dim; ++i)
+          expected[static_cast<size_t>(i)] +=
+              p[static_cast<size_t>(j)] / total * static_cast<double>(v[static_cast<size_t>(j * stride + i)]);
+      // Scores are sums of head_dim products of at most 1, their error is the exponential's relative error; then sums
+      // of count.
+      const double bound = kEps * (0.25 * static_cast<double>(head_dim) + 0.5 * static_cast<double>(count) + 8);
+      for (int64_t i = 0; i < head_dim; ++i)
+        ASSERT_NEAR(out[static_cast<size_t>(i)], expected[static_cast<size_t>(i)], bound) << head_dim << " x " << count;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, VectorKernelsTest, testing::Values(Isa::scalar, Isa::avx2),
+                         [](const testing::TestParamInfo<Isa>& isa) { return std::string(isa_name(isa.param)); });
+
+}  // namespace
+}  // namespace qat
