@@ -25,7 +25,9 @@ std::vector<int32_t> Tokenizer::encode_with_bos(std::string_view text, bool pars
   return ids;
 }
 
-bool Tokenizer::is_end_of_generation(int32_t id) const { return std::binary_search(end_ids_.begin(), end_ids_.end(), id); }
+bool Tokenizer::is_end_of_generation(int32_t id) const {
+  return std::binary_search(end_ids_.begin(), end_ids_.end(), id);
+}
 
 // ---- Vocabularies -------------------------------------------------------------------------------------------------
 
@@ -44,10 +46,10 @@ std::optional<bool> TokenizerSettings::add(const std::string& name) const {
 }
 
 void pad_vocabulary(Vocabulary& vocabulary, int64_t vocab, float score) {
-  constexpr int64_t kMostTokens = int64_t{1} << 24;  // 64 times the largest in use
   const auto count = static_cast<int64_t>(vocabulary.tokens.size());
   if (vocab == 0) vocab = count;
-  if (vocab < 0 || vocab > kMostTokens) fail(vocabulary.origin, ": a vocabulary of ", vocab, " tokens is not supported");
+  if (vocab < 0 || vocab > kMostTokens)
+    fail(vocabulary.origin, ": a vocabulary of ", vocab, " tokens is not supported");
   if (count > vocab) {
     fail(vocabulary.origin, ": has ", count, " tokens, but the model's vocabulary is ", vocab);
   }
@@ -90,16 +92,18 @@ bool looks_special(std::string_view token) {
 }
 
 bool is_end_token(std::string_view token) {
-  // llama.cpp keeps the same list. "</s>" is left out: where it ends the text it is the EOS anyway, elsewhere it is an HTML tag.
-  static constexpr std::string_view kEnds[] = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>",
-                                               "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-                                               "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>"};
+  // llama.cpp keeps the same list. "</s>" is left out: where it ends the text it is the EOS anyway, elsewhere it is an
+  // HTML tag.
+  static constexpr std::string_view kEnds[] = {
+      "<|eot_id|>",      "<|im_end|>",         "<|end|>", "<|return|>", "<|call|>",        "<end_of_turn>",
+      "<|endoftext|>",   "<|eom_id|>",         "<EOT>",   "_<EOT>",     "[EOT]",           "[EOS]",
+      "<|end_of_text|>", "<end_of_utterance>", "<eos>",   "<turn|>",    "<|tool_response>"};
   return std::find(std::begin(kEnds), std::end(kEnds), token) != std::end(kEnds);
 }
 
 bool is_visible_control(std::string_view token) {
-  static constexpr std::string_view kVisible[] = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>",
-                                                  "<|tool_response>", "<tool_response|>", "<|\"|>"};
+  static constexpr std::string_view kVisible[] = {
+      "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"};
   return std::find(std::begin(kVisible), std::end(kVisible), token) != std::end(kVisible);
 }
 
@@ -112,7 +116,8 @@ PairMerges::PairMerges(const std::vector<std::pair<int32_t, int32_t>>& pairs, co
     const auto [left, right] = pairs[rank];
     const auto merged = ids.find(tokens[left] + tokens[right]);
     if (merged == ids.end()) {
-      fail(origin, ": merge ", rank, " joins ", quote(tokens[left]), " and ", quote(tokens[right]), " to a token that is not in the vocabulary");
+      fail(origin, ": merge ", rank, " joins ", quote(tokens[left]), " and ", quote(tokens[right]),
+           " to a token that is not in the vocabulary");
     }
     merges_[key(left, right)] = {static_cast<double>(rank), merged->second};
   }
@@ -151,7 +156,8 @@ SubwordTokenizer::SubwordTokenizer(Vocabulary vocabulary) : vocabulary_(std::mov
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (is_end_token(tokens_[id])) end_ids_.push_back(static_cast<int32_t>(id));
   }
-  end_ids_.erase(std::remove_if(end_ids_.begin(), end_ids_.end(), [&](int32_t id) { return known(id) < 0; }), end_ids_.end());
+  end_ids_.erase(std::remove_if(end_ids_.begin(), end_ids_.end(), [&](int32_t id) { return known(id) < 0; }),
+                 end_ids_.end());
   std::sort(end_ids_.begin(), end_ids_.end());
   end_ids_.erase(std::unique(end_ids_.begin(), end_ids_.end()), end_ids_.end());
 }
@@ -190,11 +196,16 @@ std::string SubwordTokenizer::decode_token(int32_t id, bool special) const {
   const std::string& token = tokens_[id];
   switch (types_[id]) {
     case TokenType::control:
-    case TokenType::unknown: return special ? token : "";
-    case TokenType::unused: return "";
-    case TokenType::user_defined: return token;
-    case TokenType::byte: return std::string(1, static_cast<char>(byte_of_token(token)));
-    case TokenType::normal: break;
+    case TokenType::unknown:
+      return special ? token : "";
+    case TokenType::unused:
+      return "";
+    case TokenType::user_defined:
+      return token;
+    case TokenType::byte:
+      return std::string(1, static_cast<char>(byte_of_token(token)));
+    case TokenType::normal:
+      break;
   }
   return decode_normal(token);
 }
@@ -210,11 +221,13 @@ GgufMetadata SubwordTokenizer::to_gguf(const std::string& arch) const {
 
 void SubwordTokenizer::describe_settings(GgufMetadata& metadata) const {
   static constexpr std::pair<const char*, const char*> kKeys[] = {
-      {"bos", "bos_token_id"},       {"eos", "eos_token_id"},     {"unk", "unknown_token_id"}, {"sep", "seperator_token_id"},
-      {"pad", "padding_token_id"},   {"mask", "mask_token_id"},   {"eot", "eot_token_id"},     {"eom", "eom_token_id"}};
+      {"bos", "bos_token_id"},       {"eos", "eos_token_id"},     {"unk", "unknown_token_id"},
+      {"sep", "seperator_token_id"}, {"pad", "padding_token_id"}, {"mask", "mask_token_id"},
+      {"eot", "eot_token_id"},       {"eom", "eom_token_id"}};
   const auto add_id = [&](const std::string& name, int32_t id) {
     for (const auto& [kind, key] : kKeys) {
-      if (name == kind && id >= 0) metadata.emplace_back(std::string("tokenizer.ggml.") + key, static_cast<uint32_t>(id));
+      if (name == kind && id >= 0)
+        metadata.emplace_back(std::string("tokenizer.ggml.") + key, static_cast<uint32_t>(id));
     }
   };
   const TokenizerSettings& settings = vocabulary_.settings;
@@ -223,7 +236,8 @@ void SubwordTokenizer::describe_settings(GgufMetadata& metadata) const {
   if (settings.id("bos") < 0) add_id("bos", bos_id_);
   if (settings.id("eos") < 0) add_id("eos", eos_id_);
   for (const auto& [name, value] : settings.adds) {
-    if (name == "bos" || name == "eos" || name == "sep") metadata.emplace_back("tokenizer.ggml.add_" + name + "_token", value);
+    if (name == "bos" || name == "eos" || name == "sep")
+      metadata.emplace_back("tokenizer.ggml.add_" + name + "_token", value);
   }
   metadata.insert(metadata.end(), settings.extra.begin(), settings.extra.end());
 }
@@ -256,7 +270,8 @@ std::string byte_tokenizer_json() {
          R"("decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},)"
          R"({"type":"ByteFallback"},{"type":"Fuse"}]},"model":{"type":"BPE","dropout":null,"unk_token":"<unk>",)"
          R"("continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":true,"byte_fallback":true,)"
-         R"("ignore_merges":false,"vocab":{)" + vocab + R"(},"merges":[]}})";
+         R"("ignore_merges":false,"vocab":{)" +
+         vocab + R"(},"merges":[]}})";
 }
 
 }  // namespace qat

@@ -1,10 +1,10 @@
-// BPE over characters, with bytes for those that have no token: the tokenizer of Gemma 4, where every space is written U+2581
-// and nothing else is normalized or cut.
+// BPE over characters, with bytes for those that have no token: the tokenizer of Gemma 4, where every space is written
+// U+2581 and nothing else is normalized or cut.
 //
-// HF's tokenizer.json has a Split at ' ' behind the normalizer, which never finds one, so merges run over the whole text.
-// llama.cpp first cuts at runs of newlines and emits a run that is a token whole. The two differ only where a merge joins a
-// newline with another character, where merging a run of newlines does not end in the token of the whole run, and on bytes that
-// are not UTF-8. A tokenizer from tokenizer.json follows HF, one from GGUF follows llama.cpp.
+// HF's tokenizer.json has a Split at ' ' behind the normalizer, which never finds one, so merges run over the whole
+// text. llama.cpp first cuts at runs of newlines and emits a run that is a token whole. The two differ only where a
+// merge joins a newline with another character, where merging a run of newlines does not end in the token of the whole
+// run, and on bytes that are not UTF-8. A tokenizer from tokenizer.json follows HF, one from GGUF follows llama.cpp.
 #include "format/tokenizer_internal.h"
 
 namespace qat {
@@ -20,7 +20,8 @@ class CharacterBpeTokenizer final : public CharacterTokenizer {
       const auto [left, right] = vocabulary().merges[rank];
       // Characters without a token become bytes only after merging, so a merge of byte tokens would never apply.
       if (types_[left] == TokenType::byte || types_[right] == TokenType::byte) {
-        fail(vocabulary().origin, ": merge ", rank, " joins ", quote(tokens_[left]), " and ", quote(tokens_[right]), ": merges of byte tokens are not supported");
+        fail(vocabulary().origin, ": merge ", rank, " joins ", quote(tokens_[left]), " and ", quote(tokens_[right]),
+             ": merges of byte tokens are not supported");
       }
       add_mergeable(tokens_[left] + tokens_[right]);
     }
@@ -39,7 +40,8 @@ class CharacterBpeTokenizer final : public CharacterTokenizer {
     return left.id < 0 || right.id < 0 ? Merge{0, -1} : merges_.find(left.id, right.id);
   }
 
-  // User-defined tokens of the model's own vocabulary that merging makes anyway are written as normal ones, as the converter has them.
+  // User-defined tokens of the model's own vocabulary that merging makes anyway are written as normal ones, as the
+  // converter has them.
   TokenType type_for_gguf(int32_t id) const {
     if (types_[id] != TokenType::user_defined || is_visible_control(tokens_[id])) return types_[id];
     std::vector<int32_t> merged;
@@ -60,9 +62,12 @@ class CharacterBpeTokenizer final : public CharacterTokenizer {
     describe_settings(metadata);
     metadata.emplace_back("tokenizer.ggml.add_space_prefix", false);
     const std::string add_bos = "tokenizer.ggml.add_bos_token";
-    const auto entry = std::find_if(metadata.begin(), metadata.end(), [&](const auto& e) { return e.first == add_bos; });
-    if (entry == metadata.end()) metadata.emplace_back(add_bos, true);
-    else entry->second = true;
+    const auto entry =
+        std::find_if(metadata.begin(), metadata.end(), [&](const auto& e) { return e.first == add_bos; });
+    if (entry == metadata.end())
+      metadata.emplace_back(add_bos, true);
+    else
+      entry->second = true;
     return metadata;
   }
 

@@ -1,5 +1,5 @@
-// Byte-level BPE (GPT-2, Llama 3, Qwen): the text is cut into words by a regular expression, and the symbols are bytes, which the
-// vocabulary spells with 256 printable characters.
+// Byte-level BPE (GPT-2, Llama 3, Qwen): the text is cut into words by a regular expression, and the symbols are bytes,
+// which the vocabulary spells with 256 printable characters.
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 #include <utf8proc.h>
@@ -18,19 +18,20 @@ constexpr char kLlama3[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr char kQwen2[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr char kTekken[] =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
-    R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr char kTekken[] = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
+                           R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
+                           R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr char kDigit[] = R"(\p{N})";
 
-// What a value of tokenizer.ggml.pre means. The first row with the same meaning is the one written. llama.cpp has versions of its
-// own of some of these expressions; its "tekken" leaves out marks (\p{M}) within words. We follow tokenizer.json.
+// What a value of tokenizer.ggml.pre means. The first row with the same meaning is the one written. llama.cpp has
+// versions of its own of some of these expressions; its "tekken" leaves out marks (\p{M}) within words. We follow
+// tokenizer.json.
 struct PreTokenizer {
   const char* name;
   const char* regexes[2];  // applied one after the other; nullptr: none
   bool ignore_merges, add_bos;
 };
+// clang-format off
 constexpr PreTokenizer kPreTokenizers[] = {
     {"gpt-2", {kGpt2, nullptr}, false, false},
     {"llama-bpe", {kLlama3, nullptr}, true, true},
@@ -43,6 +44,7 @@ constexpr PreTokenizer kPreTokenizers[] = {
     {"smollm", {kDigit, kGpt2}, false, false},
     {"tekken", {kTekken, nullptr}, true, true},
 };
+// clang-format on
 
 std::vector<std::string> regexes_of(const PreTokenizer& pre) {
   std::vector<std::string> regexes;
@@ -61,9 +63,12 @@ std::string with_unicode_space(const std::string& regex) {
       continue;
     }
     const char escaped = regex[++i];
-    if (escaped == 's') result += "\\p{White_Space}";
-    else if (escaped == 'S') result += "\\P{White_Space}";
-    else result += {'\\', escaped};
+    if (escaped == 's')
+      result += "\\p{White_Space}";
+    else if (escaped == 'S')
+      result += "\\P{White_Space}";
+    else
+      result += {'\\', escaped};
   }
   return result;
 }
@@ -74,8 +79,8 @@ class Regex {
     int error = 0;
     PCRE2_SIZE offset = 0;
     const std::string adapted = with_unicode_space(pattern);
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(adapted.data()), adapted.size(), PCRE2_UTF | PCRE2_UCP, &error,
-                              &offset, nullptr));
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(adapted.data()), adapted.size(), PCRE2_UTF | PCRE2_UCP,
+                              &error, &offset, nullptr));
     if (code_ == nullptr) fail(origin, ": regular expression ", quote(pattern), ": ", message(error));
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // without a compiler for this machine, pcre2_match interprets
   }
@@ -83,11 +88,14 @@ class Regex {
   // Calls piece(text) for every match and for what lies between them, in order. `text` is valid UTF-8.
   template <class Piece>
   void split(std::string_view text, const Piece& piece) const {
-    const std::unique_ptr<pcre2_match_data, MatchDeleter> match(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
+    const std::unique_ptr<pcre2_match_data, MatchDeleter> match(
+        pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     const std::unique_ptr<pcre2_match_context, ContextDeleter> context(pcre2_match_context_create(nullptr));
     QAT_CHECK(match != nullptr && context != nullptr);
-    // "\s*[\r\n]+" steps back over all of a run of spaces: that may be the whole text. Only what is worse than linear is stopped.
-    pcre2_set_match_limit(context.get(), static_cast<uint32_t>(std::min<size_t>(10'000'000 + 8 * text.size(), UINT32_MAX)));
+    // "\s*[\r\n]+" steps back over all of a run of spaces: that may be the whole text. Only what is worse than linear
+    // is stopped.
+    pcre2_set_match_limit(context.get(),
+                          static_cast<uint32_t>(std::min<size_t>(10'000'000 + 8 * text.size(), UINT32_MAX)));
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.get());
     size_t done = 0;  // end of the last piece
     for (size_t position = 0; position < text.size();) {
@@ -163,8 +171,10 @@ void split_utf8(std::string_view text, const Valid& valid, const Invalid& invali
       end += character.size;
     }
     const std::string_view part = text.substr(begin, end - begin);
-    if (good) valid(part);
-    else invalid(part);
+    if (good)
+      valid(part);
+    else
+      invalid(part);
   }
 }
 
@@ -173,8 +183,9 @@ std::string nfc(std::string_view text) {
   const auto composed = [](char c) { return static_cast<unsigned char>(c) < 0xcc; };
   if (std::all_of(text.begin(), text.end(), composed)) return std::string(text);
   utf8proc_uint8_t* result = nullptr;
-  const auto size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-                                 &result, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const auto size =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &result, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (size < 0) fail("cannot normalize the text to NFC: ", utf8proc_errmsg(size));
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, &std::free);
   return std::string(reinterpret_cast<const char*>(result), static_cast<size_t>(size));
@@ -201,7 +212,8 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
   std::string normalize(std::string_view text) const override {
     if (!options_.nfc) return std::string(text);
     std::string result;
-    split_utf8(text, [&](std::string_view part) { result += nfc(part); }, [&](std::string_view part) { result += part; });
+    split_utf8(
+        text, [&](std::string_view part) { result += nfc(part); }, [&](std::string_view part) { result += part; });
     return result;
   }
 
@@ -215,7 +227,8 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
       encode_word(word, scratch, ids);
       if (word.size() <= kLongestCachedWord) cache.store(word, ids.data() + begin, ids.size() - begin);
     };
-    split_utf8(text, [&](std::string_view part) { split(part, 0, encode_cached); }, encode_cached);
+    split_utf8(
+        text, [&](std::string_view part) { split(part, 0, encode_cached); }, encode_cached);
   }
 
   template <class Word>
@@ -225,7 +238,8 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
   }
 
   void encode_word(std::string_view word, MergeScratch& scratch, std::vector<int32_t>& ids) const {
-    if (word.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("text of 2 GiB without a place to cut it");
+    if (word.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+      fail("text of 2 GiB without a place to cut it");
     if (options_.ignore_merges) {
       std::string spelled;
       for (const char c : word) spelled += spellings_[static_cast<unsigned char>(c)];
@@ -240,7 +254,8 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
       return left.id < 0 || right.id < 0 ? Merge{0, -1} : merges_.find(left.id, right.id);
     });
     for (const Symbol& symbol : scratch.symbols) {
-      if (symbol.size > 0 && symbol.id >= 0) ids.push_back(symbol.id);  // a byte without any token is dropped, as HF and llama.cpp do
+      if (symbol.size > 0 && symbol.id >= 0)
+        ids.push_back(symbol.id);  // a byte without any token is dropped, as HF and llama.cpp do
     }
   }
 
@@ -249,8 +264,10 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
     for (size_t position = 0; position < token.size();) {
       const std::string_view character = std::string_view(token).substr(position, utf8_char(token, position).size);
       const auto byte = byte_of_spelling_.find(character);
-      if (byte == byte_of_spelling_.end()) bytes += character;
-      else bytes += byte->second;
+      if (byte == byte_of_spelling_.end())
+        bytes += character;
+      else
+        bytes += byte->second;
       position += character.size();
     }
     return bytes;
@@ -262,13 +279,15 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
     }
     std::string regexes;
     for (const std::string& regex : options_.regexes) regexes += (regexes.empty() ? "" : ", ") + quote(regex);
-    fail(vocabulary().origin, ": llama.cpp has no pre-tokenizer known to us for ", regexes, options_.ignore_merges ? " with" : " without", " ignore_merges");
+    fail(vocabulary().origin, ": llama.cpp has no pre-tokenizer known to us for ", regexes,
+         options_.ignore_merges ? " with" : " without", " ignore_merges");
   }
 
   GgufMetadata describe(const std::string& arch) const override {
     GgufMetadata metadata;
     const std::optional<bool>& add_prefix_space = vocabulary().settings.add_prefix_space;
-    if (arch == "llama" && add_prefix_space.has_value()) metadata.emplace_back("tokenizer.ggml.add_space_prefix", *add_prefix_space);
+    if (arch == "llama" && add_prefix_space.has_value())
+      metadata.emplace_back("tokenizer.ggml.add_space_prefix", *add_prefix_space);
     metadata.emplace_back("tokenizer.ggml.model", std::string("gpt2"));
     metadata.emplace_back("tokenizer.ggml.pre", std::string(pre_name()));
     metadata.emplace_back("tokenizer.ggml.tokens", tokens_);

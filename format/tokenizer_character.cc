@@ -7,7 +7,9 @@ namespace {
 
 constexpr size_t kLongestCachedWord = 64;  // bytes
 
-uint64_t join_key(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
+uint64_t join_key(uint32_t left, uint32_t right) {
+  return static_cast<uint64_t>(left) << 32 | right;
+}
 
 }  // namespace
 
@@ -25,8 +27,10 @@ void CharacterTokenizer::add_mergeable(std::string_view token) {
     position += left.size;
     if (position == token.size()) break;
     const Utf8Char right = utf8_char(token, position);
-    if (left.code < 128 && right.code < 128) ascii_joins_[left.code][right.code] = true;
-    else joins_.insert(join_key(left.code, right.code));
+    if (left.code < 128 && right.code < 128)
+      ascii_joins_[left.code][right.code] = true;
+    else
+      joins_.insert(join_key(left.code, right.code));
   }
 }
 
@@ -62,7 +66,8 @@ void CharacterTokenizer::encode_text(std::string_view text, std::vector<int32_t>
 }
 
 void CharacterTokenizer::encode_word(std::string_view word, MergeScratch& scratch, std::vector<int32_t>& ids) const {
-  if (word.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("text of 2 GiB without a place to cut it");
+  if (word.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+    fail("text of 2 GiB without a place to cut it");
   const size_t word_begin = ids.size();
   if (options_.newline_runs && word[0] == '\n') {
     const auto run = this->ids().find(word);
@@ -71,7 +76,8 @@ void CharacterTokenizer::encode_word(std::string_view word, MergeScratch& scratc
   scratch.symbols.clear();
   for (size_t position = 0; position < word.size();) {
     const uint32_t size = utf8_char(word, position).size;
-    scratch.symbols.push_back({static_cast<uint32_t>(position), size, find_character(word.substr(position, size)), -1, -1});
+    scratch.symbols.push_back(
+        {static_cast<uint32_t>(position), size, find_character(word.substr(position, size)), -1, -1});
     position += size;
   }
   merge_symbols(scratch, [&](const Symbol& left, const Symbol& right) { return find_merge(word, left, right); });
@@ -80,7 +86,8 @@ void CharacterTokenizer::encode_word(std::string_view word, MergeScratch& scratc
   }
 }
 
-void CharacterTokenizer::append_symbol(std::string_view text, int32_t id, std::vector<int32_t>& ids, size_t word_begin) const {
+void CharacterTokenizer::append_symbol(std::string_view text, int32_t id, std::vector<int32_t>& ids,
+                                       size_t word_begin) const {
   if (id >= 0) return ids.push_back(id);
   bool all_bytes = true;
   for (const char c : text) all_bytes = all_bytes && byte_ids_[static_cast<unsigned char>(c)] >= 0;
@@ -92,6 +99,8 @@ void CharacterTokenizer::append_symbol(std::string_view text, int32_t id, std::v
   }
 }
 
-std::string CharacterTokenizer::decode_normal(const std::string& token) const { return replace_all(token, kSpaceMark, " "); }
+std::string CharacterTokenizer::decode_normal(const std::string& token) const {
+  return replace_all(token, kSpaceMark, " ");
+}
 
 }  // namespace qat

@@ -44,7 +44,8 @@ class Keys {
   int32_t id(const std::string& key, size_t vocab_size) const {
     const uint32_t* value = find_as<uint32_t>(key, "a uint32");
     if (value == nullptr) return -1;
-    if (*value >= vocab_size) fail(origin_, ": key ", kPrefix, key, ": expected a token id below ", vocab_size, ", found ", *value);
+    if (*value >= vocab_size)
+      fail(origin_, ": key ", kPrefix, key, ": expected a token id below ", vocab_size, ", found ", *value);
     return static_cast<int32_t>(*value);
   }
 
@@ -65,7 +66,8 @@ void read_tokens(const Keys& keys, Vocabulary& vocabulary) {
   for (size_t id = 0; id < tokens.size(); ++id) {
     if (tokens[id].empty()) tokens[id] = "[EMPTY_" + std::to_string(id) + "]";
     const auto [other, fresh] = seen.emplace(tokens[id], id);
-    if (!fresh) fail(vocabulary.origin, ": token ", id, " is the same as token ", other->second, ": ", quote(tokens[id]));
+    if (!fresh)
+      fail(vocabulary.origin, ": token ", id, " is the same as token ", other->second, ": ", quote(tokens[id]));
     const int32_t type = types == nullptr ? 1 : (*types)[id];
     if (type < 1 || type > 6) fail(vocabulary.origin, ": token ", id, ": expected a type of 1 to 6, found ", type);
     vocabulary.types.push_back(static_cast<TokenType>(type));
@@ -73,17 +75,20 @@ void read_tokens(const Keys& keys, Vocabulary& vocabulary) {
       fail(vocabulary.origin, ": byte token ", id, ": expected <0x00> to <0xFF>, found ", quote(tokens[id]));
     }
     // llama.cpp does the same to files of converters that did not know these tokens.
-    if (vocabulary.types[id] == TokenType::normal && is_end_token(tokens[id])) vocabulary.types[id] = TokenType::control;
+    if (vocabulary.types[id] == TokenType::normal && is_end_token(tokens[id]))
+      vocabulary.types[id] = TokenType::control;
   }
 }
 
 void read_scores(const Keys& keys, Vocabulary& vocabulary) {
   vocabulary.scores = keys.need<std::vector<float>>("scores", "an array of float32");
   if (vocabulary.scores.size() != vocabulary.tokens.size()) {
-    fail(vocabulary.origin, ": key ", kPrefix, "scores: expected ", vocabulary.tokens.size(), " scores, found ", vocabulary.scores.size());
+    fail(vocabulary.origin, ": key ", kPrefix, "scores: expected ", vocabulary.tokens.size(), " scores, found ",
+         vocabulary.scores.size());
   }
   for (size_t id = 0; id < vocabulary.scores.size(); ++id) {
-    if (!std::isfinite(vocabulary.scores[id])) fail(vocabulary.origin, ": token ", id, ": its score is not a finite number");
+    if (!std::isfinite(vocabulary.scores[id]))
+      fail(vocabulary.origin, ": token ", id, ": its score is not a finite number");
   }
 }
 
@@ -95,7 +100,8 @@ void read_merges(const Keys& keys, Vocabulary& vocabulary) {
     const auto left = space == std::string::npos ? ids.end() : ids.find(text.substr(0, space));
     const auto right = space == std::string::npos ? ids.end() : ids.find(text.substr(space + 1));
     if (left == ids.end() || right == ids.end()) {
-      fail(vocabulary.origin, ": key ", kPrefix, "merges: merge ", vocabulary.merges.size(), ": expected two tokens of the vocabulary, found ", quote(merge));
+      fail(vocabulary.origin, ": key ", kPrefix, "merges: merge ", vocabulary.merges.size(),
+           ": expected two tokens of the vocabulary, found ", quote(merge));
     }
     vocabulary.merges.emplace_back(left->second, right->second);
   }
@@ -103,8 +109,11 @@ void read_merges(const Keys& keys, Vocabulary& vocabulary) {
 
 // `defaults` are llama.cpp's ids for files that do not say.
 void read_special(const Keys& keys, Vocabulary& vocabulary, const std::array<int32_t, 3>& defaults) {
-  static constexpr std::pair<const char*, const char*> kIds[] = {
-      {"bos", "bos_token_id"}, {"eos", "eos_token_id"}, {"unk", "unknown_token_id"}, {"eot", "eot_token_id"}, {"eom", "eom_token_id"}};
+  static constexpr std::pair<const char*, const char*> kIds[] = {{"bos", "bos_token_id"},
+                                                                 {"eos", "eos_token_id"},
+                                                                 {"unk", "unknown_token_id"},
+                                                                 {"eot", "eot_token_id"},
+                                                                 {"eom", "eom_token_id"}};
   TokenizerSettings& settings = vocabulary.settings;
   for (const auto& [name, key] : kIds) {
     const int32_t id = keys.id(key, vocabulary.tokens.size());
@@ -121,7 +130,8 @@ void read_special(const Keys& keys, Vocabulary& vocabulary, const std::array<int
 std::unique_ptr<Tokenizer> byte_level(const Keys& keys, Vocabulary vocabulary) {
   const std::string& pre = keys.need<std::string>("pre", "a string");
   ByteLevelOptions options;
-  if (!byte_level_options_for(pre, options)) fail(vocabulary.origin, ": key ", kPrefix, "pre: ", quote(pre), " is not supported");
+  if (!byte_level_options_for(pre, options))
+    fail(vocabulary.origin, ": key ", kPrefix, "pre: ", quote(pre), " is not supported");
   read_merges(keys, vocabulary);
   read_special(keys, vocabulary, {-1, -1, -1});
   vocabulary.unknown = -1;
@@ -161,6 +171,8 @@ std::unique_ptr<Tokenizer> tokenizer_from_gguf_metadata(const GgufMetadata& meta
   return make_sentencepiece(std::move(vocabulary), options);
 }
 
-std::unique_ptr<Tokenizer> tokenizer_from_gguf(const GgufFile& file) { return tokenizer_from_gguf_metadata(file.metadata(), file.path()); }
+std::unique_ptr<Tokenizer> tokenizer_from_gguf(const GgufFile& file) {
+  return tokenizer_from_gguf_metadata(file.metadata(), file.path());
+}
 
 }  // namespace qat

@@ -10,7 +10,8 @@ namespace {
 // The tokens that HF adds to a SentencePiece vocabulary or marks in it, as the converter takes them over.
 void apply_added_tokens(Vocabulary& vocabulary, const std::vector<AddedToken>& added) {
   for (const AddedToken& token : added) {
-    if (static_cast<size_t>(token.id) >= vocabulary.tokens.size() || vocabulary.types[token.id] == TokenType::unknown) continue;
+    if (static_cast<size_t>(token.id) >= vocabulary.tokens.size() || vocabulary.types[token.id] == TokenType::unknown)
+      continue;
     vocabulary.types[token.id] = token.special ? TokenType::control : TokenType::user_defined;
     // User-defined tokens are matched in the text as it is, before spaces are marked.
     vocabulary.tokens[token.id] = token.special ? token.content : replace_all(token.content, kSpaceMark, " ");
@@ -19,7 +20,9 @@ void apply_added_tokens(Vocabulary& vocabulary, const std::vector<AddedToken>& a
   std::unordered_map<std::string_view, size_t> seen;
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const auto [other, fresh] = seen.emplace(vocabulary.tokens[id], id);
-    if (!fresh) fail(vocabulary.origin, ": the added tokens make token ", id, " the same as ", other->second, ": ", quote(vocabulary.tokens[id]));
+    if (!fresh)
+      fail(vocabulary.origin, ": the added tokens make token ", id, " the same as ", other->second, ": ",
+           quote(vocabulary.tokens[id]));
   }
 }
 
@@ -71,7 +74,8 @@ std::unique_ptr<Tokenizer> tokenizer_from_json_text(std::string_view text, const
   return from_json(parse_tokenizer_json(text, origin, vocab), {});
 }
 
-std::unique_ptr<Tokenizer> tokenizer_from_sentencepiece_bytes(Span<const uint8_t> bytes, const std::string& origin, int64_t vocab) {
+std::unique_ptr<Tokenizer> tokenizer_from_sentencepiece_bytes(Span<const uint8_t> bytes, const std::string& origin,
+                                                              int64_t vocab) {
   SentencePieceFile file = parse_sentencepiece(bytes, origin, vocab);
   file.vocabulary.added = added_by_type(file.vocabulary);
   return make_sentencepiece(std::move(file.vocabulary), file.options);

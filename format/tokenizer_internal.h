@@ -20,7 +20,7 @@ namespace qat {
 // ---- Characters ---------------------------------------------------------------------------------------------------
 
 inline constexpr std::string_view kSpaceMark = "\xe2\x96\x81";  // U+2581, which SentencePiece writes for a space
-inline constexpr uint32_t kInvalidByte = 0x110000;  // code of a byte that is not part of valid UTF-8: kInvalidByte + byte
+inline constexpr uint32_t kInvalidByte = 0x110000;  // + byte: code of a byte that is not part of valid UTF-8
 
 struct Utf8Char {
   uint32_t code;
@@ -35,7 +35,9 @@ inline Utf8Char utf8_char(std::string_view text, size_t position) {
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to);
 std::string byte_token(unsigned byte);      // "<0x0A>"
 int byte_of_token(std::string_view token);  // 0..255, or -1 when the token is not spelled so
-inline std::string quote(std::string_view text) { return "'" + printable(text) + "'"; }
+inline std::string quote(std::string_view text) {
+  return "'" + printable(text) + "'";
+}
 
 // ---- Added tokens -------------------------------------------------------------------------------------------------
 
@@ -43,14 +45,15 @@ inline std::string quote(std::string_view text) { return "'" + printable(text) +
 struct AddedToken {
   std::string content;
   int32_t id = -1;
-  bool special = false;     // not matched by encode(parse_special = false)
-  bool normalized = false;  // matched in the normalized text, after those matched in the text as it is
+  bool special = false;                 // not matched by encode(parse_special = false)
+  bool normalized = false;              // matched in the normalized text, after those matched in the text as it is
   bool lstrip = false, rstrip = false;  // takes the white space before / after it along
   bool single_word = false;             // only where no word character touches it
 };
 
-// Cuts text at added tokens, leftmost first and of those that begin at one place the longest: the rule of HF tokenizers.
-// llama.cpp takes the longest token of the whole text first, which differs only where two of them overlap in the text.
+// Cuts text at added tokens, leftmost first and of those that begin at one place the longest: the rule of HF
+// tokenizers. llama.cpp takes the longest token of the whole text first, which differs only where two of them overlap
+// in the text.
 class AddedTokenMatcher {
  public:
   AddedTokenMatcher() = default;
@@ -62,14 +65,15 @@ class AddedTokenMatcher {
   std::vector<Piece> split(std::string_view text, bool parse_special) const;
 
  private:
-  const AddedToken* longest_at(std::string_view text) const;  // that `text` begins with, or nullptr
-  std::vector<AddedToken> tokens_;                            // sorted by content
+  const AddedToken* longest_at(std::string_view text) const;        // that `text` begins with, or nullptr
+  std::vector<AddedToken> tokens_;                                  // sorted by content
   std::array<std::pair<uint32_t, uint32_t>, 256> by_first_byte_{};  // range of tokens_
 };
 
 // ---- Merging ------------------------------------------------------------------------------------------------------
 
-// A run of bytes of the text that is one token, or one character without a token (id -1). Size 0: merged into its left neighbour.
+// A run of bytes of the text that is one token, or one character without a token (id -1). Size 0: merged into its left
+// neighbour.
 struct Symbol {
   uint32_t start, size;
   int32_t id;
@@ -89,8 +93,8 @@ struct MergeScratch {
   std::vector<MergeCandidate> heap;
 };
 
-// Merges the best pair, the leftmost among equals, until none is left, in O(n log n). find(left, right) returns the Merge of
-// two neighbours. previous and next are set here.
+// Merges the best pair, the leftmost among equals, until none is left, in O(n log n). find(left, right) returns the
+// Merge of two neighbours. previous and next are set here.
 template <class Find>
 void merge_symbols(MergeScratch& scratch, const Find& find) {
   std::vector<Symbol>& symbols = scratch.symbols;
@@ -132,8 +136,8 @@ void merge_symbols(MergeScratch& scratch, const Find& find) {
 // Merges by pairs of token ids, in order of rank: BPE proper.
 class PairMerges {
  public:
-  // pairs[rank] = (left, right); a merge makes the token spelled as both together. Throws Error naming the rank when the
-  // vocabulary has no such token.
+  // pairs[rank] = (left, right); a merge makes the token spelled as both together. Throws Error naming the rank when
+  // the vocabulary has no such token.
   PairMerges(const std::vector<std::pair<int32_t, int32_t>>& pairs, const std::vector<std::string>& tokens,
              const std::unordered_map<std::string_view, int32_t>& ids, const std::string& origin);
   Merge find(int32_t left, int32_t right) const {
@@ -185,34 +189,35 @@ struct TokenizerSettings {
   std::vector<std::pair<std::string, bool>> adds;    // "bos" -> encode puts it in front
   GgufMetadata extra;                                // chat template, normalizer flags
   std::optional<bool> add_prefix_space;
-  std::vector<int32_t> end_ids;                      // all EOS ids that the configuration lists
+  std::vector<int32_t> end_ids;  // all EOS ids that the configuration lists
   // Known only from places that the converter does not read (special_tokens_map.json, the vocabulary itself); -1: none.
   int32_t fallback_bos = -1, fallback_eos = -1;
   std::vector<AddedToken> added;  // of added_tokens.json and tokenizer_config.json
 
-  int32_t id(const std::string& name) const;                // -1: none
+  int32_t id(const std::string& name) const;  // -1: none
   std::optional<bool> add(const std::string& name) const;
 };
 
 // A vocabulary of any kind as read from its file.
 struct Vocabulary {
-  std::string origin;                // names the file in errors
-  std::vector<std::string> tokens;   // by id, distinct
+  std::string origin;               // names the file in errors
+  std::vector<std::string> tokens;  // by id, distinct
   std::vector<TokenType> types;
-  std::vector<float> scores;         // SentencePiece; else empty
+  std::vector<float> scores;                        // SentencePiece; else empty
   std::vector<std::pair<int32_t, int32_t>> merges;  // BPE: in order of rank
   std::vector<AddedToken> added;
-  int32_t unknown = -1;              // what encode() gives for characters without tokens; -1: nothing
+  int32_t unknown = -1;  // what encode() gives for characters without tokens; -1: nothing
   TokenizerSettings settings;
-  GgufMetadata gguf;                 // the tokenizer.* keys of a GGUF file it came from; else empty
+  GgufMetadata gguf;  // the tokenizer.* keys of a GGUF file it came from; else empty
 };
+inline constexpr int64_t kMostTokens = int64_t{1} << 24;  // 64 times the largest vocabulary in use
 // Appends "[PAD7]" tokens up to `vocab` (0: none). Throws Error when there are more tokens than that.
 void pad_vocabulary(Vocabulary& vocabulary, int64_t vocab, float score);
 // The tokens that are matched in text before anything else: control, unknown and user-defined ones.
 std::vector<AddedToken> added_by_type(const Vocabulary& vocabulary);
 std::unordered_map<std::string_view, int32_t> token_ids(const std::vector<std::string>& tokens);
-bool looks_special(std::string_view token);  // "<|...|>" and the like, whatever its flag says
-bool is_end_token(std::string_view token);     // "<end_of_turn>" and others that end a turn or a text
+bool looks_special(std::string_view token);       // "<|...|>" and the like, whatever its flag says
+bool is_end_token(std::string_view token);        // "<end_of_turn>" and others that end a turn or a text
 bool is_visible_control(std::string_view token);  // Gemma 4's tokens that llama.cpp must print for its chat parser
 
 // The frame of every kind: cuts text at added tokens and hands the stretches between them on.
@@ -254,8 +259,8 @@ class CharacterTokenizer : public SubwordTokenizer {
     bool newline_runs = false;  // llama.cpp's rule for Gemma 4: see CharacterBpeOptions
   };
   CharacterTokenizer(Vocabulary vocabulary, const Options& options);
-  // Says that merging can make this token. Text is cut between every two characters that stand side by side in no such token;
-  // no merge reaches over the cut, so the pieces can be encoded one by one, and looked up when seen before.
+  // Says that merging can make this token. Text is cut between every two characters that stand side by side in no such
+  // token; no merge reaches over the cut, so the pieces can be encoded one by one, and looked up when seen before.
   void add_mergeable(std::string_view token);
   virtual int32_t find_character(std::string_view character) const = 0;  // its token or -1
   virtual Merge find_merge(std::string_view text, const Symbol& left, const Symbol& right) const = 0;
@@ -276,7 +281,7 @@ class CharacterTokenizer : public SubwordTokenizer {
 // ---- Kinds --------------------------------------------------------------------------------------------------------
 
 struct SentencePieceOptions {
-  bool add_prefix = true;      // a space in front of each stretch of text
+  bool add_prefix = true;        // a space in front of each stretch of text
   bool collapse_spaces = false;  // remove_extra_whitespaces
 };
 std::unique_ptr<Tokenizer> make_sentencepiece(Vocabulary vocabulary, const SentencePieceOptions& options);
@@ -318,8 +323,9 @@ struct SentencePieceFile {
 SentencePieceFile parse_sentencepiece(Span<const uint8_t> bytes, const std::string& origin, int64_t vocab);
 
 std::string model_type(const std::string& directory);  // of config.json; "" when there is none
-// tokenizer_config.json and the other files beside a vocabulary; `frame` is that of tokenizer.json, nullptr without one.
-// Ids outside the vocabulary are ignored.
-TokenizerSettings read_settings(const std::string& directory, const TokenizerJsonFrame* frame, const Vocabulary& vocabulary);
+// tokenizer_config.json and the other files beside a vocabulary; `frame` is that of tokenizer.json, nullptr without
+// one. Ids outside the vocabulary are ignored.
+TokenizerSettings read_settings(const std::string& directory, const TokenizerJsonFrame* frame,
+                                const Vocabulary& vocabulary);
 
 }  // namespace qat

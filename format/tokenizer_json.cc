@@ -1,4 +1,5 @@
-// tokenizer.json of HF tokenizers: the parts of it that Gemma 4 and the byte-level models use, everything else refused by name.
+// tokenizer.json of HF tokenizers: the parts of it that Gemma 4 and the byte-level models use, everything else refused
+// by name.
 #include <nlohmann/json.hpp>
 
 #include "format/tokenizer_internal.h"
@@ -11,10 +12,13 @@ using Json = nlohmann::json;
 // A value with its place in the file for errors.
 class Node {
  public:
-  Node(const Json& value, const std::string& origin, std::string place) : value_(value), origin_(origin), place_(std::move(place)) {}
+  Node(const Json& value, const std::string& origin, std::string place)
+      : value_(value), origin_(origin), place_(std::move(place)) {}
 
   const Json& json() const { return value_; }
-  [[noreturn]] void refuse(const std::string& expected) const { fail(where(), ": expected ", expected, ", found ", brief()); }
+  [[noreturn]] void refuse(const std::string& expected) const {
+    fail(where(), ": expected ", expected, ", found ", brief());
+  }
   [[noreturn]] void unsupported() const { fail(where(), ": ", brief(), " is not supported"); }
 
   bool has(const std::string& key) const {
@@ -29,7 +33,8 @@ class Node {
   std::vector<Node> items() const {
     if (!value_.is_array()) refuse("an array");
     std::vector<Node> nodes;
-    for (size_t i = 0; i < value_.size(); ++i) nodes.emplace_back(value_[i], origin_, place_ + "[" + std::to_string(i) + "]");
+    for (size_t i = 0; i < value_.size(); ++i)
+      nodes.emplace_back(value_[i], origin_, place_ + "[" + std::to_string(i) + "]");
     return nodes;
   }
   std::string text() const {
@@ -49,7 +54,8 @@ class Node {
 
   std::string where() const { return place_.empty() ? origin_ : origin_ + ": " + place_; }
   std::string brief() const {
-    if (value_.is_object() && value_.contains("type") && value_["type"].is_string()) return quote(value_["type"].get<std::string>());
+    if (value_.is_object() && value_.contains("type") && value_["type"].is_string())
+      return quote(value_["type"].get<std::string>());
     if (value_.is_structured()) return value_.is_array() ? "an array" : "an object";
     return value_.is_string() ? quote(value_.get<std::string>()) : value_.dump();
   }
@@ -114,7 +120,8 @@ TokenizerJsonFrame parse_frame(const Node& root, int64_t id_limit) {
       AddedToken token = parse_added_token(node);
       token.id = node.at("id").token_id(id_limit);
       const auto [other, fresh] = seen.emplace(token.content, token.id);
-      if (!fresh && other->second != token.id) node.refuse("id " + std::to_string(other->second) + " as above for " + quote(token.content));
+      if (!fresh && other->second != token.id)
+        node.refuse("id " + std::to_string(other->second) + " as above for " + quote(token.content));
       if (fresh) frame.added.push_back(std::move(token));
     }
   }
@@ -171,7 +178,8 @@ void parse_character_bpe(const Node& root, const Node& model, CharacterBpeOption
   for (const Node& step : normalizers) {
     spaces_marked = step.at("type").text() == "Replace" && step.at("pattern").has("String") &&
                     step.at("pattern").at("String").text() == " " && step.at("content").text() == kSpaceMark;
-    if (!spaces_marked) fail(step.where(), ": ", step.brief(), " is not supported without a SentencePiece tokenizer.model beside it");
+    if (!spaces_marked)
+      fail(step.where(), ": ", step.brief(), " is not supported without a SentencePiece tokenizer.model beside it");
   }
   if (!spaces_marked) model.refuse("a normalizer that replaces ' ' by U+2581, or a pre-tokenizer of type ByteLevel");
   for (const Node& step : steps(root, "pre_tokenizer", "pretokenizers")) {
@@ -190,7 +198,9 @@ std::vector<std::string> parse_tokens(const Node& model, const std::vector<Added
   std::vector<std::string> tokens;
   const auto place = [&](const std::string& token, int32_t id, const Node& node) {
     if (static_cast<size_t>(id) >= tokens.size()) tokens.resize(static_cast<size_t>(id) + 1);
-    if (!tokens[id].empty() && tokens[id] != token) node.refuse("an id of its own for " + quote(token) + " (" + std::to_string(id) + " is " + quote(tokens[id]) + ")");
+    if (!tokens[id].empty() && tokens[id] != token)
+      node.refuse("an id of its own for " + quote(token) + " (" + std::to_string(id) + " is " + quote(tokens[id]) +
+                  ")");
     tokens[id] = token;
   };
   const Node vocab = model.at("vocab");
@@ -203,20 +213,23 @@ std::vector<std::string> parse_tokens(const Node& model, const std::vector<Added
   }
   for (const AddedToken& token : added) {
     const auto known = vocab.json().find(token.content);
-    if (known != vocab.json().end() && *known != token.id) vocab.at(token.content).refuse("id " + std::to_string(token.id) + " as in added_tokens");
+    if (known != vocab.json().end() && *known != token.id)
+      vocab.at(token.content).refuse("id " + std::to_string(token.id) + " as in added_tokens");
     place(token.content, token.id, vocab);
   }
   return tokens;
 }
 
-std::vector<std::pair<int32_t, int32_t>> parse_merges(const Node& model, const std::unordered_map<std::string_view, int32_t>& ids,
+std::vector<std::pair<int32_t, int32_t>> parse_merges(const Node& model,
+                                                      const std::unordered_map<std::string_view, int32_t>& ids,
                                                       const std::string& origin) {
   std::vector<std::pair<int32_t, int32_t>> merges;
   const Json& list = model.at("merges").json();
   if (!list.is_array()) model.at("merges").refuse("an array");
   const auto id_of = [&](std::string_view token) {
     const auto found = ids.find(token);
-    if (found == ids.end()) fail(origin, ": model.merges[", merges.size(), "]: ", quote(token), " is not in the vocabulary");
+    if (found == ids.end())
+      fail(origin, ": model.merges[", merges.size(), "]: ", quote(token), " is not in the vocabulary");
     return found->second;
   };
   for (const Json& merge : list) {
@@ -224,7 +237,9 @@ std::vector<std::pair<int32_t, int32_t>> parse_merges(const Node& model, const s
       const std::string_view text = merge.get_ref<const std::string&>();
       const size_t space = text.find(' ');
       const bool pair = space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos;
-      if (!pair) Node(merge, origin, "model.merges[" + std::to_string(merges.size()) + "]").refuse("two tokens with a space between");
+      if (!pair)
+        Node(merge, origin, "model.merges[" + std::to_string(merges.size()) + "]")
+            .refuse("two tokens with a space between");
       merges.emplace_back(id_of(text.substr(0, space)), id_of(text.substr(space + 1)));
     } else {
       const bool pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
@@ -243,6 +258,8 @@ void check_model(const Node& model) {
   }
 }
 
+// The converter makes a special token a normal one when tokenizer_config.json does not name it, and llama.cpp then never
+// finds it in text. HF does, whatever the configuration says, so it is a control token here and in the GGUF we write.
 TokenType type_of_added(const AddedToken& token, bool byte_level) {
   if (byte_level) return token.special || looks_special(token.content) ? TokenType::control : TokenType::user_defined;
   return token.special && !is_visible_control(token.content) ? TokenType::control : TokenType::user_defined;
@@ -255,7 +272,7 @@ TokenizerJsonFrame parse_tokenizer_json_frame(std::string_view text, const std::
     return !(depth == 1 && event == Json::parse_event_t::key && parsed == "model");
   };
   const Json json = parse(text, origin, skip_model);
-  return parse_frame(Node(json, origin, ""), int64_t{1} << 24);
+  return parse_frame(Node(json, origin, ""), kMostTokens);
 }
 
 TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& origin, int64_t vocab) {
@@ -267,10 +284,15 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& ori
   for (const Node& step : steps(root, "pre_tokenizer", "pretokenizers")) {
     result.byte_level = result.byte_level || step.at("type").text() == "ByteLevel";
   }
-  if (result.byte_level) parse_byte_level(root, model, result.bytes);
-  else parse_character_bpe(root, model, result.character);
+  if (result.byte_level)
+    parse_byte_level(root, model, result.bytes);
+  else
+    parse_character_bpe(root, model, result.character);
 
-  const int64_t id_limit = vocab > 0 ? std::min(vocab, int64_t{1} << 24) : int64_t{1} << 24;
+  // Without a size to hold the ids to, gaps are allowed, but not so that a short file makes a long table.
+  const int64_t listed = static_cast<int64_t>(model.at("vocab").json().size() +
+                                              (root.has("added_tokens") ? root.at("added_tokens").json().size() : 0));
+  const int64_t id_limit = vocab > 0 ? std::min(vocab, kMostTokens) : std::min(2 * listed + 1024, kMostTokens);
   result.frame = parse_frame(root, id_limit);
   Vocabulary& vocabulary = result.vocabulary;
   vocabulary.origin = origin;

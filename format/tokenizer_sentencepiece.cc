@@ -16,7 +16,8 @@ class SentencePieceTokenizer final : public CharacterTokenizer {
     add_bos_ = vocabulary().settings.add("bos").value_or(true) && bos_id_ >= 0;
     for (int32_t id = 0; id < vocab_size(); ++id) {
       // Unused pieces take part, as in llama.cpp and HF's conversion (SentencePiece splits them again at the end).
-      const bool piece = types_[id] == TokenType::normal || types_[id] == TokenType::user_defined || types_[id] == TokenType::unused;
+      const bool piece =
+          types_[id] == TokenType::normal || types_[id] == TokenType::user_defined || types_[id] == TokenType::unused;
       if (!piece) continue;
       pieces_.emplace(tokens_[id], id);
       add_mergeable(tokens_[id]);
@@ -62,7 +63,8 @@ class SentencePieceTokenizer final : public CharacterTokenizer {
 
   GgufMetadata describe(const std::string& arch) const override {
     GgufMetadata metadata;
-    // The converter passes the configuration's word on for Llama, and says false for every Gemma. llama.cpp's default is true.
+    // The converter passes the configuration's word on for Llama, and says false for every Gemma. llama.cpp's default
+    // is true.
     const std::optional<bool>& configured = vocabulary().settings.add_prefix_space;
     if (arch == "llama" && (configured.has_value() || !options_.add_prefix)) {
       metadata.emplace_back("tokenizer.ggml.add_space_prefix", options_.add_prefix);
@@ -93,13 +95,15 @@ void check_specs(const Qat__SentencePieceModel& model, const std::string& origin
   // Absent specs have the defaults of the format: a unigram model.
   const int32_t type = model.trainer_spec != nullptr ? model.trainer_spec->model_type : 1;
   if (type != 2) {
-    fail(origin, ": model_type: expected 2 (BPE), found ", type, type == 1 ? " (unigram), which is not supported" : ", which is not supported");
+    fail(origin, ": model_type: expected 2 (BPE), found ", type,
+         type == 1 ? " (unigram), which is not supported" : ", which is not supported");
   }
   if (model.trainer_spec->treat_whitespace_as_suffix) fail(origin, ": treat_whitespace_as_suffix is not supported");
   const Qat__SentencePieceModel__NormalizerSpec* normalizer = model.normalizer_spec;
   if (normalizer == nullptr) return;
   if (normalizer->precompiled_charsmap.len > 0) {
-    fail(origin, ": normalizer ", quote(normalizer->name != nullptr ? normalizer->name : ""), " rewrites characters, which is not supported: expected 'identity'");
+    fail(origin, ": normalizer ", quote(normalizer->name != nullptr ? normalizer->name : ""),
+         " rewrites characters, which is not supported: expected 'identity'");
   }
   if (!normalizer->escape_whitespaces) fail(origin, ": escape_whitespaces = false is not supported");
 }
@@ -121,11 +125,14 @@ SentencePieceFile parse_sentencepiece(Span<const uint8_t> bytes, const std::stri
     const Qat__SentencePieceModel__Piece& piece = *model->pieces[id];
     const std::string_view text = piece.piece != nullptr ? piece.piece : "";
     if (text.empty()) fail(origin, ": piece ", id, " is empty");
-    if (!seen.emplace(text, id).second) fail(origin, ": piece ", id, " ", quote(text), " is the same as piece ", seen[text]);
-    if (piece.type < 1 || piece.type > 6) fail(origin, ": piece ", id, ": expected a type of 1 to 6, found ", piece.type);
+    if (!seen.emplace(text, id).second)
+      fail(origin, ": piece ", id, " ", quote(text), " is the same as piece ", seen[text]);
+    if (piece.type < 1 || piece.type > 6)
+      fail(origin, ": piece ", id, ": expected a type of 1 to 6, found ", piece.type);
     if (!std::isfinite(piece.score)) fail(origin, ": piece ", id, ": its score is not a finite number");
     const auto type = static_cast<TokenType>(piece.type);
-    if (type == TokenType::byte && byte_of_token(text) < 0) fail(origin, ": byte piece ", id, ": expected <0x00> to <0xFF>, found ", quote(text));
+    if (type == TokenType::byte && byte_of_token(text) < 0)
+      fail(origin, ": byte piece ", id, ": expected <0x00> to <0xFF>, found ", quote(text));
     vocabulary.tokens.emplace_back(text);
     vocabulary.types.push_back(type);
     vocabulary.scores.push_back(piece.score);

@@ -1,10 +1,9 @@
 // What stands beside the vocabulary in an HF directory: special ids, add_bos_token, chat template.
 //
-// The ids and flags for GGUF come from the same places, in the same order of preference, as in gguf-py's SpecialVocab; EOS lists
-// and the ids of special_tokens_map.json are for our own use.
-#include <nlohmann/json.hpp>
-
+// The ids and flags for GGUF come from the same places, in the same order of preference, as in gguf-py's SpecialVocab;
+// EOS lists and the ids of special_tokens_map.json are for our own use.
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "format/file_io.h"
 #include "format/tokenizer_internal.h"
@@ -89,7 +88,8 @@ class SpecialTokens {
   }
 
   void read_post_processors() {
-    for (const char* const name : {"bos", "eos", "cls", "sep"}) special_[name] = token_text(config_, std::string(name) + "_token");
+    for (const char* const name : {"bos", "eos", "cls", "sep"})
+      special_[name] = token_text(config_, std::string(name) + "_token");
     if (special_["bos"].empty()) special_["bos"] = special_["cls"];
     if (special_["eos"].empty()) special_["eos"] = special_["sep"];
     for (const PostProcessor& processor : frame_->post_processors) {
@@ -123,7 +123,9 @@ class SpecialTokens {
     if (end > 0 && !first.empty() && processor.pair.front().special && processor.pair.front().id == first) ++begin;
     if (end > begin && !last.empty() && processor.pair.back().special && processor.pair.back().id == last) --end;
     if (end - begin < 3) return;
-    const auto is_sequence = [&](size_t i, const char* id) { return !processor.pair[i].special && processor.pair[i].id == id; };
+    const auto is_sequence = [&](size_t i, const char* id) {
+      return !processor.pair[i].special && processor.pair[i].id == id;
+    };
     if (!is_sequence(begin, "A") || !is_sequence(end - 1, "B")) return;
     const auto separates = [&](size_t i) {
       const TemplateItem& item = processor.pair[i];
@@ -136,9 +138,12 @@ class SpecialTokens {
   void read_config() {
     for (const std::string& type : types_) {
       const auto flag = config_.find("add_" + type + "_token");
-      if (flag != config_.end() && flag->is_boolean() && !settings_.add(type).has_value()) set_add(type, flag->get<bool>());
+      if (flag != config_.end() && flag->is_boolean() && !settings_.add(type).has_value())
+        set_add(type, flag->get<bool>());
       const auto decided = special_.find(type);
-      const std::string text = decided != special_.end() && !decided->second.empty() ? decided->second : token_text(config_, type + "_token");
+      const std::string text = decided != special_.end() && !decided->second.empty()
+                                   ? decided->second
+                                   : token_text(config_, type + "_token");
       if (!text.empty()) token_texts_.emplace_back(type, text);
     }
     if (!end_of_turn_.empty()) token_texts_.emplace_back("eot", end_of_turn_);
@@ -203,8 +208,10 @@ std::vector<AddedToken> read_added_tokens(const std::string& directory, const Js
   const Json decoder = config.value("added_tokens_decoder", Json());
   if (!decoder.is_object()) return added;
   for (const auto& [key, token] : decoder.items()) {
-    const bool number = !key.empty() && key.size() < 10 && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (!number || !token.is_object()) fail(directory, "/tokenizer_config.json: added_tokens_decoder: expected ids and tokens, found ", quote(key));
+    const bool number = !key.empty() && key.size() < 10 &&
+                        std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (!number || !token.is_object())
+      fail(directory, "/tokenizer_config.json: added_tokens_decoder: expected ids and tokens, found ", quote(key));
     const Json special = token.value("special", Json());
     const std::string content = token_text(token, "content");
     add(content, std::stoll(key), (special.is_boolean() && special.get<bool>()) || looks_special(content));
@@ -219,7 +226,8 @@ std::string model_type(const std::string& directory) {
   return type.is_string() ? type.get<std::string>() : "";
 }
 
-TokenizerSettings read_settings(const std::string& directory, const TokenizerJsonFrame* frame, const Vocabulary& vocabulary) {
+TokenizerSettings read_settings(const std::string& directory, const TokenizerJsonFrame* frame,
+                                const Vocabulary& vocabulary) {
   const Json config = read_object(directory + "/tokenizer_config.json");
   const Json model_config = read_object(directory + "/config.json");
   const Json generation = read_object(directory + "/generation_config.json");
