@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "export/gguf_export.h"
@@ -23,8 +24,9 @@ const std::map<std::string, std::string>& configs() {
         "bos_token_id": 2, "eos_token_id": [1, 3], "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}})"},
       {"gemma3", R"({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "hidden_size": 8,
-        "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
-        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 4,
+        "intermediate_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention",
+                        "sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 4,
         "vocab_size": 260, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": true, "bos_token_id": 2, "eos_token_id": 1, "rope_parameters": {
         "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
@@ -95,18 +97,24 @@ void write_gguf(const std::string& directory, const std::string& arch) {
   fs::create_directories(hf);
   write_file(hf + "/config.json", configs().at(arch));
   write_file(hf + "/tokenizer.json", byte_tokenizer_json());
-  write_file(hf + "/tokenizer_config.json", byte_tokenizer_config_json());
   const ModelConfig config = model_config_from_hf(hf);
   std::vector<GgufTensorSpec> specs;
   for (const TensorInfo& info : tensor_table(config)) specs.push_back({info.gguf, DType::F16, info.shape});
   fs::create_directories(directory + "/gguf");
-  GgufWriter writer(directory + "/gguf/" + arch, gguf_metadata(config, hf, 1, false), specs);
+  GgufWriter writer(directory + "/gguf/" + arch, gguf_metadata(config, hf, gguf_file_type(DType::F16)), specs);
   for (const GgufTensorSpec& spec : specs) {
     const std::string zeros(*tensor_bytes(spec.dtype, spec.shape), '\0');
     writer.append(zeros.data(), zeros.size());
   }
   writer.commit();
   fs::remove_all(hf);
+}
+
+// Small files get more of a fuzzer's attention: the tokenizer alone.
+void write_vocabulary_gguf(const std::string& directory, const std::string& name, const Tokenizer& tokenizer) {
+  GgufMetadata metadata = {{"general.architecture", std::string("llama")}};
+  for (auto& pair : tokenizer.to_gguf("llama")) metadata.push_back(std::move(pair));
+  GgufWriter(directory + "/gguf/" + name, metadata, {}).commit();
 }
 
 void write_seeds(const std::string& directory) {
@@ -125,7 +133,11 @@ void write_seeds(const std::string& directory) {
   write_seed(directory, "plan", "q4_0", plan_to_json(plan, resolve_plan(plan, table, {})));
   write_seed(directory, "tokenizer_json", "bytes", byte_tokenizer_json());
   write_seed(directory, "tokenizer_json", "byte_level", kByteLevelTokenizer);
-  write_seed(directory, "sentencepiece", "small", sentencepiece_model());
+  const std::string model = sentencepiece_model();
+  write_seed(directory, "sentencepiece", "small", model);
+  const Span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(model.data()), model.size());
+  write_vocabulary_gguf(directory, "sentencepiece", *tokenizer_from_sentencepiece_bytes(bytes, "seed", 0));
+  write_vocabulary_gguf(directory, "byte_level", *tokenizer_from_json_text(kByteLevelTokenizer, "seed", 0));
 }
 
 }  // namespace
