@@ -1,5 +1,7 @@
 // tokenizer.json of HF tokenizers: the parts of it that Gemma 4 and the byte-level models use, everything else refused
 // by name.
+#include <cctype>
+
 #include <nlohmann/json.hpp>
 
 #include "format/tokenizer_internal.h"
