@@ -2,6 +2,7 @@
 //
 // The ids and flags for GGUF come from the same places, in the same order of preference, as in gguf-py's SpecialVocab;
 // EOS lists and the ids of special_tokens_map.json are for our own use.
+#include <cctype>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
