@@ -108,7 +108,7 @@ EvalChunks make_chunks(const Tokenizer& tokenizer, const std::string& text, cons
   chunks.context = context;
   chunks.add_bos = tokenizer.add_bos();
   chunks.bos_id = tokenizer.bos_id();
-  chunks.tokens = tokenizer.encode_with_bos(text);
+  chunks.tokens = tokenizer.encode_with_bos(text, /*parse_special=*/false);
   const int64_t found = static_cast<int64_t>(chunks.tokens.size());
   if (found < 2 * context)
     fail(origin, ": expected at least ", 2 * context, " tokens (twice the context of ", context, "), found ", found);

@@ -43,7 +43,7 @@ Sequences pack_text(const std::string& entry, int64_t length, int64_t vocab, con
   for (const std::string& file : text_files(entry)) {
     const std::string text = read_file(file);
     bytes += text.size();
-    const std::vector<int32_t> ids = tokenizer.encode(text);
+    const std::vector<int32_t> ids = tokenizer.encode(text, /*parse_special=*/false);
     stream.insert(stream.end(), ids.begin(), ids.end());
   }
   if (bytes == 0) fail(entry, ": expected text, found nothing (0 bytes)");

@@ -55,7 +55,7 @@ LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const 
     if (c.v_norm()) v = rms_norm(v, {}, c.eps, false);
     k = rotate(k, cos, sin);
   }
-  torch::Tensor attended = at::linear(attention(q, k, v, mask, c.attention_scale), w[Role::o]);
+  torch::Tensor attended = at::linear(attention(q, k, v, mask, layer.sliding ? c.sliding_window : 0, c.attention_scale), w[Role::o]);
   if (c.sandwich_norms()) attended = norm(attended, Role::post_attention_norm);
   h = h + attended;
 

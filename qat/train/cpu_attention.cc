@@ -1,0 +1,236 @@
+// On x86-64 compiled for AVX2 and FMA (this file alone): called only when cpu_attention_available().
+#include "qat/train/cpu_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace qat {
+namespace {
+
+constexpr int64_t kQueries = 16;  // queries of a block: their scores against all keys stay in the L1 or L2 cache
+
+typedef float Vec8 __attribute__((vector_size(32), aligned(4)));
+
+Vec8 load(const float* p) {
+  Vec8 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+void store(float* p, Vec8 v) { std::memcpy(p, &v, sizeof v); }
+
+// A matrix read one number at a time: element (r, k) at data[r * row + k * col].
+struct Left {
+  const float* data;
+  int64_t row, col;
+};
+
+// Rows x (8 Vectors) tile of C (+)= A B, sums in registers.
+template <int Rows, int Vectors>
+void tile(Left a, const float* b, int64_t ldb, int64_t depth, float* c, int64_t ldc, bool add) {
+  Vec8 sum[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r)
+    for (int j = 0; j < Vectors; ++j) sum[r][j] = add ? load(c + r * ldc + 8 * j) : Vec8{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec8 right[Vectors];
+    for (int j = 0; j < Vectors; ++j) right[j] = load(b + k * ldb + 8 * j);
+    for (int r = 0; r < Rows; ++r) {
+      const float left = a.data[r * a.row + k * a.col];
+      for (int j = 0; j < Vectors; ++j) sum[r][j] += left * right[j];
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int j = 0; j < Vectors; ++j) store(c + r * ldc + 8 * j, sum[r][j]);
+}
+
+void tail_columns(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c, int64_t ldc, bool add) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < columns; ++j) {
+      float sum = add ? c[r * ldc + j] : 0.0f;
+      for (int64_t k = 0; k < depth; ++k) sum += a.data[r * a.row + k * a.col] * b[k * ldb + j];
+      c[r * ldc + j] = sum;
+    }
+}
+
+template <int Rows>
+void band(Left a, const float* b, int64_t ldb, int64_t columns, int64_t depth, float* c, int64_t ldc, bool add) {
+  int64_t j = 0;
+  for (; j + 16 <= columns; j += 16) tile<Rows, 2>(a, b + j, ldb, depth, c + j, ldc, add);
+  for (; j + 8 <= columns; j += 8) tile<Rows, 1>(a, b + j, ldb, depth, c + j, ldc, add);
+  tail_columns(a, b + j, ldb, Rows, columns - j, depth, c + j, ldc, add);
+}
+
+// C (rows x columns) = A (rows x depth) B (depth x columns), or += with `add`.
+void multiply(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c, int64_t ldc, bool add) {
+  int64_t r = 0;
+  const auto at = [&](int64_t row) { return Left{a.data + row * a.row, a.row, a.col}; };
+  for (; r + 4 <= rows; r += 4) band<4>(at(r), b, ldb, columns, depth, c + r * ldc, ldc, add);
+  for (; r < rows; ++r) band<1>(at(r), b, ldb, columns, depth, c + r * ldc, ldc, add);
+}
+
+// e^x for x <= 0, relative error below 2e-7: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2]; 0 below -87.
+inline float exp_negative(float x) {
+  const float clamped = std::max(x, -87.0f);
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
+  const float n = shifted - 12582912.0f;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  const uint32_t exponent = (bits - 0x4b400000u + 127u) << 23;
+  float power;
+  std::memcpy(&power, &exponent, 4);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+float row_max(const float* x, int64_t count) {
+  float largest = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, x[j]);
+  return largest;
+}
+
+// x = e^(x - shift); returns the sum.
+float exponentials(float* x, int64_t count, float shift) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) {
+    x[j] = exp_negative(x[j] - shift);
+    sum += x[j];
+  }
+  return sum;
+}
+
+float dot(const float* a, const float* b, int64_t count) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) sum += a[j] * b[j];
+  return sum;
+}
+
+// The part of k or v that a task uses, (length, head_dim) rows `stride` apart, copied as its transpose (head_dim, length).
+std::vector<float> transposed(const float* x, int64_t length, int64_t head_dim, int64_t stride) {
+  std::vector<float> out(static_cast<size_t>(length * head_dim));
+  for (int64_t t = 0; t < length; ++t)
+    for (int64_t d = 0; d < head_dim; ++d) out[static_cast<size_t>(d * length + t)] = x[t * stride + d];
+  return out;
+}
+
+// Where one task's numbers begin.
+struct Place {
+  int64_t batch, kv_head, q_stride, kv_stride, kv_offset;
+  Place(const AttentionShape& s, int64_t task)
+      : batch(task / s.kv_heads), kv_head(task % s.kv_heads), q_stride(s.heads * s.head_dim), kv_stride(s.kv_heads * s.head_dim),
+        kv_offset(batch * s.length * kv_stride + kv_head * s.head_dim) {}
+  int64_t q_offset(const AttentionShape& s, int64_t head) const { return batch * s.length * q_stride + head * s.head_dim; }
+};
+
+// A block of queries and the keys that any of them sees.
+struct Block {
+  int64_t first, count;  // queries
+  int64_t low, keys;     // keys [low, low + keys)
+  Block(const AttentionShape& s, int64_t begin)
+      : first(begin), count(std::min(kQueries, s.length - begin)),
+        low(s.window > 0 ? std::max<int64_t>(0, begin - s.window + 1) : 0), keys(begin + count - low) {}
+  // Keys that query r of the block sees, relative to low.
+  int64_t visible_begin(const AttentionShape& s, int64_t r) const {
+    return s.window > 0 ? std::max<int64_t>(0, first + r - s.window + 1 - low) : 0;
+  }
+  int64_t visible_end(int64_t r) const { return first + r - low + 1; }
+};
+
+// Scaled scores of the block's queries, (count, keys); what a query does not see is not meaningful.
+void block_scores(const AttentionShape& s, const Block& block, const float* q, int64_t q_stride, const float* k_transposed, float* scores) {
+  multiply({q + block.first * q_stride, q_stride, 1}, k_transposed + block.low, s.length, block.count, block.keys, s.head_dim, scores, block.keys, false);
+  for (int64_t i = 0; i < block.count * block.keys; ++i) scores[i] *= s.scale;
+}
+
+void clear_unseen(const AttentionShape& s, const Block& block, int64_t r, float* row) {
+  std::fill(row, row + block.visible_begin(s, r), 0.0f);
+  std::fill(row + block.visible_end(r), row + block.keys, 0.0f);
+}
+
+}  // namespace
+
+bool cpu_attention_available() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;  // compiled for the baseline of the architecture
+#endif
+}
+
+void cpu_attention_forward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v, float* out, float* lse) {
+  const Place place(s, task);
+  const std::vector<float> kt = transposed(k + place.kv_offset, s.length, s.head_dim, place.kv_stride);
+  const float* values = v + place.kv_offset;
+  std::vector<float> scores(static_cast<size_t>(kQueries * s.length));
+  const int64_t group = s.heads / s.kv_heads;
+  for (int64_t head = place.kv_head * group; head < (place.kv_head + 1) * group; ++head) {
+    const int64_t offset = place.q_offset(s, head);
+    for (int64_t begin = 0; begin < s.length; begin += kQueries) {
+      const Block block(s, begin);
+      block_scores(s, block, q + offset, place.q_stride, kt.data(), scores.data());
+      for (int64_t r = 0; r < block.count; ++r) {
+        float* row = scores.data() + r * block.keys;
+        const int64_t from = block.visible_begin(s, r), seen = block.visible_end(r) - from;
+        const float largest = row_max(row + from, seen);
+        const float sum = exponentials(row + from, seen, largest);
+        const float inverse = 1.0f / sum;
+        for (int64_t j = from; j < from + seen; ++j) row[j] *= inverse;
+        clear_unseen(s, block, r, row);
+        lse[(place.batch * s.heads + head) * s.length + block.first + r] = largest + std::log(sum);
+      }
+      multiply({scores.data(), block.keys, 1}, values + block.low * place.kv_stride, place.kv_stride, block.count, s.head_dim, block.keys,
+               out + offset + block.first * place.q_stride, place.q_stride, false);
+    }
+  }
+}
+
+void cpu_attention_backward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v, const float* out,
+                            const float* lse, const float* dout, float* dq, float* dk, float* dv) {
+  const Place place(s, task);
+  const int64_t d = s.head_dim, kv_stride = place.kv_stride, q_stride = place.q_stride;
+  const std::vector<float> kt = transposed(k + place.kv_offset, s.length, d, kv_stride);
+  const std::vector<float> vt = transposed(v + place.kv_offset, s.length, d, kv_stride);
+  float* dk_rows = dk + place.kv_offset;
+  float* dv_rows = dv + place.kv_offset;
+  for (int64_t t = 0; t < s.length; ++t) {
+    std::fill(dk_rows + t * kv_stride, dk_rows + t * kv_stride + d, 0.0f);
+    std::fill(dv_rows + t * kv_stride, dv_rows + t * kv_stride + d, 0.0f);
+  }
+  std::vector<float> p(static_cast<size_t>(kQueries * s.length)), ds(p.size());
+  const int64_t group = s.heads / s.kv_heads;
+  for (int64_t head = place.kv_head * group; head < (place.kv_head + 1) * group; ++head) {
+    const int64_t offset = place.q_offset(s, head);
+    for (int64_t begin = 0; begin < s.length; begin += kQueries) {
+      const Block block(s, begin);
+      const int64_t at = offset + block.first * q_stride, keys = block.keys;
+      block_scores(s, block, q + offset, q_stride, kt.data(), p.data());
+      multiply({dout + at, q_stride, 1}, vt.data() + block.low, s.length, block.count, keys, d, ds.data(), keys, false);
+      for (int64_t r = 0; r < block.count; ++r) {
+        float* row = p.data() + r * keys;
+        float* gradient = ds.data() + r * keys;
+        const int64_t from = block.visible_begin(s, r), end = block.visible_end(r);
+        exponentials(row + from, end - from, lse[(place.batch * s.heads + head) * s.length + block.first + r]);
+        const float delta = dot(dout + at + r * q_stride, out + at + r * q_stride, d);
+        for (int64_t j = from; j < end; ++j) gradient[j] = row[j] * (gradient[j] - delta) * s.scale;
+        clear_unseen(s, block, r, row);
+        clear_unseen(s, block, r, gradient);
+      }
+      multiply({ds.data(), keys, 1}, k + place.kv_offset + block.low * kv_stride, kv_stride, block.count, d, keys, dq + at, q_stride, false);
+      multiply({ds.data(), 1, keys}, q + at, q_stride, keys, d, block.count, dk_rows + block.low * kv_stride, kv_stride, true);
+      multiply({p.data(), 1, keys}, dout + at, q_stride, keys, d, block.count, dv_rows + block.low * kv_stride, kv_stride, true);
+    }
+  }
+}
+
+}  // namespace qat
