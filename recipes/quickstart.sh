@@ -12,6 +12,7 @@ step "1/7 Building (installs what is missing)"
 cmake/build.sh --target qat --target qat-train
 qat=${QAT_BUILD:-build}/qat
 mkdir -p "$dir"
+rm -rf "$dir"/init "$dir"/float "$dir"/ptq "$dir"/qat  # what an interrupted quickstart left
 
 step "2/7 Text: Eigen's headers, every 20th file kept for evaluation"
 rm -f "$dir"/train.txt "$dir"/eval.txt
