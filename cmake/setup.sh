@@ -10,7 +10,7 @@ training=yes user_torch_wanted=yes
 for option in "$@"; do
   case $option in
     --tests) packages+=(libgtest-dev libgmock-dev) ;;
-    --fuzz) packages+=(clang) ;;
+    --fuzz) packages+=(clang libclang-rt-dev) ;;
     --no-training) training=no ;;
     --debian-torch) user_torch_wanted=no ;;
     *) echo "cmake/setup.sh: unknown option $option (there are --tests, --fuzz, --no-training, --debian-torch)" >&2; exit 2 ;;
