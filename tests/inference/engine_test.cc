@@ -12,6 +12,7 @@
 #include "inference/isa.h"
 #include "tests/expect_error.h"
 #include "tests/export/tiny_model.h"
+#include "tests/inference/naive_model.h"
 #include "tests/inference/random.h"
 
 namespace qat {
@@ -89,6 +90,18 @@ class EngineTest : public testing::TestWithParam<NamedConfig> {
   TemporaryDirectory directory_;
   const std::string path_ = directory_ / "model";
 };
+
+// Half-split and interleaved heads (a Llama GGUF), every kind of layer, against the second implementation.
+TEST_P(EngineTest, ReferenceIsTheModel) {
+  const std::string gguf = directory_ / "model.gguf";
+  export_gguf_float(path_, DType::F32, gguf);
+  for (const std::string& path : {path_, gguf}) {
+    Engine engine(strong_weights(path), with_threads(2, true));
+    const std::vector<int32_t> tokens = random_tokens(40, engine.config().vocab);
+    const std::vector<double> expected = naive_logits(strong_weights(path), tokens);
+    expect_near(run(engine, tokens), std::vector<float>(expected.begin(), expected.end()), kRounding);
+  }
+}
 
 TEST_P(EngineTest, OptimizedIsTheReferenceUpToRounding) {
   Engine reference(strong_weights(path_), with_threads(2, true)), best(strong_weights(path_), with_threads(2));
