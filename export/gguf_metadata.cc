@@ -69,18 +69,15 @@ class MetadataBuilder {
     if (config_.arch == Arch::gemma4) add_gemma4();
     for (auto& entry : tokenizer_from_hf(directory_, config_.vocab)->to_gguf(arch_name(config_.arch)))
       metadata_.push_back(std::move(entry));
-    add_chat_template();
+    add_suppressed_tokens();
     return std::move(metadata_);
   }
 
  private:
   void add(const std::string& key, GgufValue value) { metadata_.emplace_back(key, std::move(value)); }
   void add_arch(const std::string& key, GgufValue value) { add(arch_name(config_.arch) + ("." + key), std::move(value)); }
-  bool has(const std::string& key) const {
-    for (const auto& entry : metadata_)
-      if (entry.first == key) return true;
-    return false;
-  }
+
+  std::string generation_path() const { return directory_ + "/generation_config.json"; }
 
   void add_general(uint32_t file_type) {
     add("general.architecture", std::string(arch_name(config_.arch)));
@@ -94,7 +91,7 @@ class MetadataBuilder {
 
   // What the model's makers recommend for sampling: llama.cpp takes it as its defaults.
   void add_sampling() {
-    const std::string path = directory_ + "/generation_config.json";
+    const std::string path = generation_path();
     const Json json = optional_json(path);
     const auto number = [&](const char* key) {
       const auto found = json.find(key);
@@ -188,23 +185,18 @@ class MetadataBuilder {
     add_arch("rope.dimension_count_swa", sliding_dim);
   }
 
-  // The default template of tokenizer_config.json, else chat_template.jinja, else chat_template.json: the converter's order.
-  void add_chat_template() {
-    const std::string key = "tokenizer.chat_template";
-    if (has(key)) return;
-    const std::string jinja = directory_ + "/chat_template.jinja";
-    if (const Json t = default_template(directory_ + "/tokenizer_config.json"); t.is_string()) add(key, t.get<std::string>());
-    else if (std::filesystem::exists(jinja)) add(key, read_file(jinja));
-    else if (const Json u = default_template(directory_ + "/chat_template.json"); u.is_string()) add(key, u.get<std::string>());
-  }
-
-  // "chat_template" of a file: one string, or a list of {"name", "template"} of which "default" counts.
-  static Json default_template(const std::string& path) {
-    const Json value = optional_json(path).value("chat_template", Json());
-    if (!value.is_array()) return value;
-    for (const Json& choice : value)
-      if (choice.is_object() && choice.value("name", Json()) == "default") return choice.value("template", Json());
-    return Json();
+  // Tokens that the unified models must never say (they stand for images and sounds).
+  void add_suppressed_tokens() {
+    if (optional_json(directory_ + "/config.json").value("model_type", Json()) != "gemma4_unified") return;
+    const Json tokens = optional_json(generation_path()).value("suppress_tokens", Json());
+    if (!tokens.is_array()) return;
+    std::vector<int32_t> ids;
+    for (const Json& id : tokens) {
+      if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(config_.vocab))
+        fail(generation_path(), ": suppress_tokens: expected token ids below ", config_.vocab, ", found ", id.dump());
+      ids.push_back(id.get<int32_t>());
+    }
+    add("tokenizer.ggml.suppress_tokens", std::move(ids));
   }
 
   const ModelConfig& config_;

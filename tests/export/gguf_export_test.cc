@@ -31,11 +31,17 @@ bool is_interleaved(const ModelConfig& config, const TensorInfo& info) {
   return config.arch == Arch::llama && (info.role == Role::q || info.role == Role::k);
 }
 
-class ExportOfArch : public ::testing::TestWithParam<std::string> {};
+struct ArchCase {
+  const char* name;
+  std::string config;
+};
+void PrintTo(const ArchCase& c, std::ostream* out) { *out << c.name; }
+
+class ExportOfArch : public ::testing::TestWithParam<ArchCase> {};
 
 TEST_P(ExportOfArch, QuantizedTensorsKeepEveryCodeAndScale) {
   TemporaryDirectory dir;
-  write_tiny_model(dir / "hf", GetParam(), DType::BF16);
+  write_tiny_model(dir / "hf", GetParam().config, DType::BF16);
   PtqOptions options;
   options.method = PtqMethod::mse;
   quantize_checkpoint(dir / "hf", plan_from_name("q4_0"), options, dir / "q");
@@ -44,7 +50,7 @@ TEST_P(ExportOfArch, QuantizedTensorsKeepEveryCodeAndScale) {
   const FloatCheckpoint source(dir / "hf");
   const QuantizedCheckpoint stored(dir / "q");
   const GgufFile file(dir / "q.gguf");
-  size_t generated = rope_divisors(source.config()).empty() ? 0 : 1;
+  const size_t generated = rope_divisors(source.config()).empty() ? 0 : 1;
   EXPECT_EQ(file.tensors().size(), stored.table().size() + generated);
   for (const TensorInfo& info : stored.table()) {
     const GgufTensor& tensor = file.tensor(info.gguf);
@@ -64,7 +70,7 @@ TEST_P(ExportOfArch, QuantizedTensorsKeepEveryCodeAndScale) {
 
 TEST_P(ExportOfArch, FloatTensorsAreTheCheckpointsRoundedOnce) {
   TemporaryDirectory dir;
-  write_tiny_model(dir / "hf", GetParam(), DType::F32);
+  write_tiny_model(dir / "hf", GetParam().config, DType::F32);
   const FloatCheckpoint source(dir / "hf");
   for (const DType type : {DType::F32, DType::F16, DType::BF16}) {
     export_gguf_float(dir / "hf", type, dir / "f.gguf");
@@ -90,7 +96,7 @@ TEST_P(ExportOfArch, FloatTensorsAreTheCheckpointsRoundedOnce) {
 
 TEST_P(ExportOfArch, TheSameInputGivesTheSameFile) {
   TemporaryDirectory dir;
-  write_tiny_model(dir / "hf", GetParam(), DType::BF16);
+  write_tiny_model(dir / "hf", GetParam().config, DType::BF16);
   uint64_t last = 0, total = 0;
   export_gguf_float(dir / "hf", DType::BF16, dir / "a.gguf", [&](uint64_t done, uint64_t bytes) {
     EXPECT_GT(done, last);
@@ -103,7 +109,10 @@ TEST_P(ExportOfArch, TheSameInputGivesTheSameFile) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ExportOfArch,
-                         ::testing::Values(llama_json(false), llama_json(true, 80), gemma3_json(), gemma4_json(), gemma4_k_eq_v_json()));
+                         ::testing::Values(ArchCase{"llama", llama_json(false)}, ArchCase{"llama_tied_odd_ffn", llama_json(true, 80)},
+                                           ArchCase{"gemma3", gemma3_json()}, ArchCase{"gemma4_e2b", gemma4_json()},
+                                           ArchCase{"gemma4_31b", gemma4_k_eq_v_json()}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Export, ATiedHeadIsNotWrittenTwice) {
   TemporaryDirectory dir;

@@ -141,13 +141,22 @@ TEST_F(Metadata, SamplingDefaultsOfTheModelsMakers) {
   }
 }
 
-TEST_F(Metadata, ChatTemplateFromWhereverItIs) {
-  const std::string key = "tokenizer.chat_template";
-  EXPECT_EQ(find(of(gemma4_json()), key), nullptr);
-  EXPECT_EQ(get<std::string>(of(gemma4_json(), {{"chat_template.jinja", "jinja"}}), key), "jinja");
-  EXPECT_EQ(get<std::string>(of(gemma4_json(), {{"chat_template.json", R"({"chat_template": "json"})"}}), key), "json");
-  const std::string list = R"({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]})";
-  EXPECT_EQ(get<std::string>(of(gemma4_json(), {{"chat_template.json", list}}), key), "d");
+TEST_F(Metadata, TokensThatUnifiedModelsMustNotSay) {
+  const std::string unified = R"({"architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified", "text_config": )" +
+                              gemma4_k_eq_v_json() + "}";
+  const std::string key = "tokenizer.ggml.suppress_tokens";
+  const auto with = [](const std::string& tokens) {
+    return std::map<std::string, std::string>{{"generation_config.json", "{\"suppress_tokens\": " + tokens + "}"}};
+  };
+  EXPECT_EQ(get<std::vector<int32_t>>(of(unified, with("[7, 259]")), key), (std::vector<int32_t>{7, 259}));
+  EXPECT_EQ(find(of(unified), key), nullptr);
+  EXPECT_EQ(find(of(gemma4_json(), with("[7]")), key), nullptr);  // as the converter
+  for (const char* bad : {"[260]", "[-1]", "[\"a\"]", "[1.5]"}) EXPECT_THROW(of(unified, with(bad)), Error) << bad;
+}
+
+TEST_F(Metadata, TheChatTemplateTravels) {
+  const GgufMetadata m = of(gemma4_json(), {{"chat_template.jinja", "{{ messages }}"}});
+  EXPECT_EQ(get<std::string>(m, "tokenizer.chat_template"), "{{ messages }}");
 }
 
 }  // namespace
