@@ -1,11 +1,27 @@
 #include "inference/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
 #include "format/error.h"
 
 namespace qat {
+
+namespace {
+
+#if defined(__x86_64__)
+// Clang 14 does not know "f16c" in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
+}  // namespace
 
 const char* isa_name(Isa isa) {
   return isa == Isa::avx2 ? "avx2" : "scalar";
@@ -14,7 +30,7 @@ const char* isa_name(Isa isa) {
 bool isa_supported(Isa isa) {
   if (isa == Isa::scalar) return true;
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #else
   return false;
 #endif
