@@ -17,22 +17,51 @@ using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 
-// Parses JSON no deeper than the formats here need, and refuses duplicate keys (nlohmann keeps the last silently).
-Json parse_json(const char* begin, const char* end, const std::string& file, int max_depth) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > max_depth) fail(file, ": JSON header: expected at most ", max_depth, " levels, found more");
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(value.get_ref<const std::string&>()).second)
-      fail(file, ": JSON header: key \"", printable(value.get_ref<const std::string&>()), "\" appears twice");
+// Looks through JSON before it is built: refuses duplicate keys (nlohmann keeps the last silently) and nesting deeper than the
+// formats here need. (A parser callback could do both, but with one nlohmann takes time quadratic in the number of entries.)
+class StrictJson : public nlohmann::json_sax<Json> {
+ public:
+  StrictJson(const std::string& file, size_t max_depth) : file_(file), max_depth_(max_depth) {}
+
+  bool start_object(size_t) override { return enter(); }
+  bool start_array(size_t) override { return enter(); }
+  bool end_object() override { return leave(); }
+  bool end_array() override { return leave(); }
+  bool key(std::string& name) override {
+    if (!open_.back().insert(name).second) fail(file_, ": JSON header: key \"", printable(name), "\" appears twice");
     return true;
-  };
-  try {
-    return Json::parse(begin, end, check);
-  } catch (const Json::exception& e) {
-    fail(file, ": JSON header: ", printable(e.what()));
   }
+  bool parse_error(size_t, const std::string&, const Json::exception& e) override {
+    fail(file_, ": JSON header: ", printable(e.what()));
+  }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(int64_t) override { return true; }
+  bool number_unsigned(uint64_t) override { return true; }
+  bool number_float(double, const std::string&) override { return true; }
+  bool string(std::string&) override { return true; }
+  bool binary(Json::binary_t&) override { return true; }
+
+ private:
+  bool enter() {
+    if (open_.size() == max_depth_) fail(file_, ": JSON header: expected at most ", max_depth_, " levels, found more");
+    open_.emplace_back();
+    return true;
+  }
+  bool leave() {
+    open_.pop_back();
+    return true;
+  }
+
+  const std::string& file_;
+  const size_t max_depth_;
+  std::vector<std::set<std::string>> open_;  // keys of the objects that are open; empty for arrays
+};
+
+Json parse_json(const char* begin, const char* end, const std::string& file) {
+  StrictJson check(file, 3);
+  Json::sax_parse(begin, end, &check);
+  return Json::parse(begin, end);
 }
 
 // One tensor's entry of the header, checked against the size of the data section.
@@ -144,7 +173,7 @@ Safetensors::Safetensors(const std::string& path) : path_(path) {
 
 void Safetensors::open_shards(const std::string& index) {
   const std::string text = read_file(index, kMaxHeaderBytes);
-  const Json json = parse_json(text.data(), text.data() + text.size(), index, 3);
+  const Json json = parse_json(text.data(), text.data() + text.size(), index);
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
     fail(index, ": expected an object \"weight_map\", found none");
   std::set<std::string> shards;
@@ -172,7 +201,7 @@ void Safetensors::open_one(const std::string& path) {
          " bytes, found length ", header_size);
   const auto* header = reinterpret_cast<const char*>(bytes.data()) + 8;
   if (header_size == 0 || *header != '{') fail(file, ": expected a safetensors header that begins with {, found something else");
-  const Json json = parse_json(header, header + header_size, file, 3);
+  const Json json = parse_json(header, header + header_size, file);
   const Span<const uint8_t> data = bytes.subspan(8 + header_size);
 
   std::vector<TensorView> views;

@@ -1,5 +1,6 @@
 #include "format/safetensors.h"
 
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -159,6 +160,17 @@ TEST(Safetensors, FindsShardsThroughTheIndex) {
   expect_error(opens, "tensor a is also in another shard");
   TemporaryDirectory empty;
   expect_error([&] { Safetensors none(empty.path()); }, "expected model.safetensors or model.safetensors.index.json");
+}
+
+TEST(Safetensors, OpensManyTensorsInLinearTime) {
+  TemporaryDirectory dir;
+  std::vector<TensorSpec> specs;
+  for (int i = 0; i < 30000; ++i) specs.push_back({"model.layers." + std::to_string(i) + ".weight", DType::U8, {0}});
+  SafetensorsWriter(dir / "a", specs).commit();
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(Safetensors(dir / "a").tensors().size(), specs.size());
+  // A tenth of a second on an idle machine; minutes when something in it is quadratic.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15));
 }
 
 TEST(Safetensors, RefusesHostileHeaders) {
