@@ -214,17 +214,12 @@ BlockQ4_0 search_q4_0(const float* x, const float* w) {
     if (w == nullptr || w[j] > 0.0f) largest = std::max(largest, std::fabs(x[j]));
   if (largest == 0.0f) return best;
   for (const double sign : {1.0, -1.0}) {
-    const uint16_t nearest = f32_to_f16(static_cast<float>(sign * largest * ScaleSweep(x, w, largest, sign).run()));
-    // Neighbours too: a float16 below 6e-5 has few bits, and rounding to the nearest need not be best.
-    for (const int step : {-1, 0, 1}) {
-      const float d = f16_to_f32(static_cast<uint16_t>(nearest + step));
-      if (!std::isfinite(d)) continue;
-      const BlockQ4_0 block = encode_q4_0_with_scale(x, d);
-      const double error = block_error(block, x, w);
-      if (error < best_error) {
-        best_error = error;
-        best = block;
-      }
+    const BlockQ4_0 block = encode_q4_0_with_scale(x, static_cast<float>(sign * largest * ScaleSweep(x, w, largest, sign).run()));
+    if (!std::isfinite(f16_to_f32(block.d))) continue;
+    const double error = block_error(block, x, w);
+    if (error < best_error) {
+      best_error = error;
+      best = block;
     }
   }
   return best;

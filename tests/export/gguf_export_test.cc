@@ -112,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(All, ExportOfArch,
                          ::testing::Values(ArchCase{"llama", llama_json(false)}, ArchCase{"llama_tied_odd_ffn", llama_json(true, 80)},
                                            ArchCase{"gemma3", gemma3_json()}, ArchCase{"gemma4_e2b", gemma4_json()},
                                            ArchCase{"gemma4_31b", gemma4_k_eq_v_json()}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& instance) { return std::string(instance.param.name); });
 
 TEST(Export, ATiedHeadIsNotWrittenTwice) {
   TemporaryDirectory dir;
