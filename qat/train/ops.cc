@@ -20,12 +20,12 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
     const Tensor q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
     const AttentionShape shape = attention_shape(q, k, window, scale);
     const Tensor out = torch::empty_like(q);
-    const Tensor lse = torch::empty({shape.batch, shape.heads, shape.length}, q.options());
+    const Tensor softmax = torch::empty({shape.batch, shape.heads, shape.length, 2}, q.options());
     at::parallel_for(0, shape.tasks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        cpu_attention_forward(shape, task, q.data_ptr<float>(), k.data_ptr<float>(), v.data_ptr<float>(), out.data_ptr<float>(), lse.data_ptr<float>());
+        cpu_attention_forward(shape, task, q.data_ptr<float>(), k.data_ptr<float>(), v.data_ptr<float>(), out.data_ptr<float>(), softmax.data_ptr<float>());
     });
-    context->save_for_backward({q, k, v, out, lse});
+    context->save_for_backward({q, k, v, out, softmax});
     context->saved_data["window"] = window;
     context->saved_data["scale"] = scale;
     return out;
@@ -33,13 +33,13 @@ struct CpuAttention : torch::autograd::Function<CpuAttention> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4];
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &softmax = saved[4];
     const Tensor dout = gradients[0].contiguous();
     const AttentionShape shape = attention_shape(q, k, context->saved_data["window"].toInt(), context->saved_data["scale"].toDouble());
     const Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
     at::parallel_for(0, shape.tasks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        cpu_attention_backward(shape, task, q.data_ptr<float>(), k.data_ptr<float>(), v.data_ptr<float>(), out.data_ptr<float>(), lse.data_ptr<float>(),
+        cpu_attention_backward(shape, task, q.data_ptr<float>(), k.data_ptr<float>(), v.data_ptr<float>(), out.data_ptr<float>(), softmax.data_ptr<float>(),
                                dout.data_ptr<float>(), dq.data_ptr<float>(), dk.data_ptr<float>(), dv.data_ptr<float>());
     });
     return {dq, dk, dv, Tensor(), Tensor()};
