@@ -35,9 +35,10 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
   const int64_t tokens = p.student.hidden.size(0);
   const Tensor squashed = raw_logits(p.student.hidden.narrow(0, begin, count), p.student);
   const Tensor logits = soften(squashed, p.student);
+  const Tensor log_probability = torch::log_softmax(logits, -1);
   Tensor result;
   if (p.teacher != nullptr) {
-    const Tensor student = torch::log_softmax(temperature == 1.0 ? logits : logits / temperature, -1);
+    const Tensor student = temperature == 1.0 ? log_probability : torch::log_softmax(logits / temperature, -1);
     Tensor teacher = soften(raw_logits(p.teacher->hidden.narrow(0, begin, count), *p.teacher), *p.teacher);
     teacher = torch::log_softmax(temperature == 1.0 ? teacher : teacher / temperature, -1);
     const Tensor probability = teacher.exp();
@@ -48,7 +49,6 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
   const Tensor targets = p.targets.narrow(0, begin, count);
   const Tensor counted = targets >= 0;
   const Tensor index = targets.clamp_min(0).unsqueeze(1);
-  const Tensor log_probability = torch::log_softmax(logits, -1);
   sums.cross_entropy -= log_probability.gather(1, index).squeeze(1).masked_fill(counted.logical_not(), 0.0).sum(torch::kFloat64);
   if (gradient && p.options.ce != 0.0) {
     const Tensor weight = counted.to(torch::kFloat32).mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1))).unsqueeze(1);
