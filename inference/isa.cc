@@ -10,7 +10,6 @@
 #include "format/error.h"
 
 namespace qat {
-
 namespace {
 
 #if defined(__x86_64__)

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "inference/kernels_isa.h"
+#include "inference/lanes_avx2.h"
 
 namespace qat {
 namespace {
@@ -17,12 +18,6 @@ __m128i load16(const uint8_t* p) {
 }
 __m256i load32(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
-
-float sum_lanes(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
 // The low 8 and high 8 of 16 signed bytes, as floats.
@@ -181,14 +176,19 @@ void decode_floats(const uint8_t* row, int64_t cols, float* out) {
 
 template <class Float>
 float dot_floats(const uint8_t* row, const float* x, int64_t cols) {
-  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+  const auto add = [&](__m256 sum, int64_t k) {
+    return _mm256_fmadd_ps(Float::eight(row + k * Float::kBytes), _mm256_loadu_ps(x + k), sum);
+  };
   int64_t k = 0;
-  for (; k + 32 <= cols; k += 32)
-    for (int i = 0; i < 4; ++i)
-      sum[i] = _mm256_fmadd_ps(Float::eight(row + (k + 8 * i) * Float::kBytes), _mm256_loadu_ps(x + k + 8 * i), sum[i]);
-  for (; k + 8 <= cols; k += 8)
-    sum[0] = _mm256_fmadd_ps(Float::eight(row + k * Float::kBytes), _mm256_loadu_ps(x + k), sum[0]);
-  float total = sum_lanes(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  for (; k + 32 <= cols; k += 32) {
+    sum0 = add(sum0, k);
+    sum1 = add(sum1, k + 8);
+    sum2 = add(sum2, k + 16);
+    sum3 = add(sum3, k + 24);
+  }
+  for (; k + 8 <= cols; k += 8) sum0 = add(sum0, k);
+  float total = sum_lanes(_mm256_add_ps(_mm256_add_ps(sum0, sum1), _mm256_add_ps(sum2, sum3)));
   for (; k < cols; ++k) total += Float::one(row + k * Float::kBytes) * x[k];
   return total;
 }
@@ -257,39 +257,42 @@ void store_tile(__m256 o0, __m256 o1, __m256 o2, __m256 o3, const Output& out) {
   }
 }
 
-// The heart: kOutputs rows of weights against a panel of 8 * kVectors rows, all sums in registers.
-template <int kVectors, int kOutputs>
-void multiply_tile(const float* panel, int64_t depth, const float* w, int64_t w_stride, const Output& out) {
-  __m256 sum[kOutputs][kVectors];
-  for (int o = 0; o < kOutputs; ++o)
-    for (int v = 0; v < kVectors; ++v) sum[o][v] = _mm256_setzero_ps();
-  for (int64_t k = 0; k < depth; ++k) {
-    __m256 x[kVectors];
-    for (int v = 0; v < kVectors; ++v) x[v] = _mm256_loadu_ps(panel + (k * kVectors + v) * kLanes);
-    for (int o = 0; o < kOutputs; ++o) {
-      const __m256 weight = _mm256_broadcast_ss(w + o * w_stride + k);
-      for (int v = 0; v < kVectors; ++v) sum[o][v] = _mm256_fmadd_ps(weight, x[v], sum[o][v]);
-    }
-  }
-  for (int o = 0; o < kOutputs; o += 4)
-    for (int v = 0; v < kVectors; ++v)
-      store_tile(sum[o][v], sum[o + 1][v], sum[o + 2][v], sum[o + 3][v],
-                 {out.y + o + v * kLanes * out.stride, out.stride, out.rows - v * kLanes, out.outputs - o, out.add});
+void store_outputs(const Lanes<0>&, const Lanes<0>&, const Lanes<0>&, const Lanes<0>&, const Output&) {}
+template <int n>
+void store_outputs(const Lanes<n>& o0, const Lanes<n>& o1, const Lanes<n>& o2, const Lanes<n>& o3, const Output& out) {
+  store_tile(o0.x, o1.x, o2.x, o3.x, out);
+  store_outputs(o0.rest, o1.rest, o2.rest, o3.rest,
+                {out.y + kLanes * out.stride, out.stride, out.rows - kLanes, out.outputs, out.add});
 }
 
-template <int kVectors, int kOutputs>
+// The heart: 4 rows of weights against a panel of 8 * kVectors rows, all sums in registers.
+template <int kVectors>
+void multiply_tile(const float* panel, int64_t depth, const float* w, int64_t w_stride, const Output& out) {
+  Lanes<kVectors> o0, o1, o2, o3, column;
+  const float *w1 = w + w_stride, *w2 = w + 2 * w_stride, *w3 = w + 3 * w_stride;
+  for (int64_t k = 0; k < depth; ++k) {
+    column.load(panel + k * kVectors * kLanes);
+    o0.add_product(_mm256_broadcast_ss(w + k), column);
+    o1.add_product(_mm256_broadcast_ss(w1 + k), column);
+    o2.add_product(_mm256_broadcast_ss(w2 + k), column);
+    o3.add_product(_mm256_broadcast_ss(w3 + k), column);
+  }
+  store_outputs(o0, o1, o2, o3, out);
+}
+
+template <int kVectors>
 void multiply_outputs(const float* panel, int64_t depth, const float* w, int64_t w_stride, const Output& out) {
-  for (int64_t o = 0; o < out.outputs; o += kOutputs)
-    multiply_tile<kVectors, kOutputs>(panel, depth, w + o * w_stride, w_stride,
-                                      {out.y + o, out.stride, out.rows, out.outputs - o, out.add});
+  for (int64_t o = 0; o < out.outputs; o += 4)
+    multiply_tile<kVectors>(panel, depth, w + o * w_stride, w_stride,
+                            {out.y + o, out.stride, out.rows, out.outputs - o, out.add});
 }
 
 void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs,
                     float* y, int64_t y_stride, bool add) {
   const Output out = {y, y_stride, rows, outputs, add};
-  if (rows > 16) return multiply_outputs<3, 4>(panel, depth, w, w_stride, out);
-  if (rows > 8) return multiply_outputs<2, 4>(panel, depth, w, w_stride, out);
-  return multiply_outputs<1, 8>(panel, depth, w, w_stride, out);
+  if (rows > 16) return multiply_outputs<3>(panel, depth, w, w_stride, out);
+  if (rows > 8) return multiply_outputs<2>(panel, depth, w, w_stride, out);
+  return multiply_outputs<1>(panel, depth, w, w_stride, out);
 }
 static_assert(kLanes == 8 && kPanelRows == 24 && kOutputStep == 8);
 

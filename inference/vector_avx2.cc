@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "inference/kernels_isa.h"
+#include "inference/lanes_avx2.h"
 
 namespace qat {
 namespace {
@@ -19,21 +20,10 @@ __m256 load_first(const float* x, int64_t n, float rest = 0.0f) {
   return _mm256_blendv_ps(splat(rest), _mm256_maskload_ps(x, mask), _mm256_castsi256_ps(mask));
 }
 
-float sum_lanes(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
 float max_lanes(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-
-double sum_lanes(__m256d v) {
-  const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
 }
 
 // Adds 8 floats to 4 sums in double.
@@ -188,19 +178,20 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
 
 // Four dot products at a time share the loads of q.
 void scores_of_four(const AttentionSpan& a, int64_t j) {
-  const float* k[4] = {a.k + j * a.stride, a.k + (j + 1) * a.stride, a.k + (j + 2) * a.stride,
-                       a.k + (j + 3) * a.stride};
-  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-  int64_t i = 0;
-  for (; i + 8 <= a.head_dim; i += 8) {
-    const __m256 q = _mm256_loadu_ps(a.q + i);
-    for (int r = 0; r < 4; ++r) sum[r] = _mm256_fmadd_ps(q, _mm256_loadu_ps(k[r] + i), sum[r]);
+  const float *k0 = a.k + j * a.stride, *k1 = k0 + a.stride, *k2 = k1 + a.stride, *k3 = k2 + a.stride;
+  __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+  for (int64_t i = 0; i < a.head_dim; i += 8) {
+    const int64_t left = a.head_dim - i;
+    const auto eight = [i, left](const float* p) {
+      return left >= 8 ? _mm256_loadu_ps(p + i) : load_first(p + i, left);
+    };
+    const __m256 q = eight(a.q);
+    sum0 = _mm256_fmadd_ps(q, eight(k0), sum0);
+    sum1 = _mm256_fmadd_ps(q, eight(k1), sum1);
+    sum2 = _mm256_fmadd_ps(q, eight(k2), sum2);
+    sum3 = _mm256_fmadd_ps(q, eight(k3), sum3);
   }
-  if (i < a.head_dim) {
-    const __m256 q = load_first(a.q + i, a.head_dim - i);
-    for (int r = 0; r < 4; ++r) sum[r] = _mm256_fmadd_ps(q, load_first(k[r] + i, a.head_dim - i), sum[r]);
-  }
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum0, sum1), _mm256_hadd_ps(sum2, sum3));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
   _mm_storeu_ps(a.scores + j, _mm_mul_ps(four, _mm_set1_ps(a.scale)));
 }
@@ -219,21 +210,16 @@ void score_of_one(const AttentionSpan& a, int64_t j) {
 // out[i .. i + 8 * kVectors) = sum over positions of score * v; even and odd positions in chains of their own.
 template <int kVectors>
 void mix_values(const AttentionSpan& a, int64_t i) {
-  __m256 even[kVectors], odd[kVectors];
-  for (int r = 0; r < kVectors; ++r) even[r] = odd[r] = _mm256_setzero_ps();
+  Lanes<kVectors> even, odd;
+  const float* v = a.v + i;
   int64_t j = 0;
-  for (; j + 2 <= a.count; j += 2) {
-    const float* v = a.v + j * a.stride + i;
-    const __m256 s0 = _mm256_broadcast_ss(a.scores + j), s1 = _mm256_broadcast_ss(a.scores + j + 1);
-    for (int r = 0; r < kVectors; ++r) {
-      even[r] = _mm256_fmadd_ps(s0, _mm256_loadu_ps(v + 8 * r), even[r]);
-      odd[r] = _mm256_fmadd_ps(s1, _mm256_loadu_ps(v + a.stride + 8 * r), odd[r]);
-    }
+  for (; j + 2 <= a.count; j += 2, v += 2 * a.stride) {
+    even.add_product(_mm256_broadcast_ss(a.scores + j), v);
+    odd.add_product(_mm256_broadcast_ss(a.scores + j + 1), v + a.stride);
   }
-  if (j < a.count)
-    for (int r = 0; r < kVectors; ++r)
-      even[r] = _mm256_fmadd_ps(splat(a.scores[j]), _mm256_loadu_ps(a.v + j * a.stride + i + 8 * r), even[r]);
-  for (int r = 0; r < kVectors; ++r) _mm256_storeu_ps(a.out + i + 8 * r, _mm256_add_ps(even[r], odd[r]));
+  if (j < a.count) even.add_product(_mm256_broadcast_ss(a.scores + j), v);
+  even.add(odd);
+  even.store(a.out + i);
 }
 
 void attention(const AttentionSpan& a) {

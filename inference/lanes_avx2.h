@@ -1,0 +1,58 @@
+// Runs of AVX2 vectors and sums over their lanes. For the translation units with AVX2 flags only: see kernels_isa.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qat {
+
+inline float sum_lanes(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline double sum_lanes(__m256d v) {
+  const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+// 8 * n floats, zero at first. Members one inside the other, because GCC keeps them in registers; an array of sums it
+// would write back to memory at each step of a loop.
+template <int n>
+struct Lanes {
+  __m256 x = _mm256_setzero_ps();
+  Lanes<n - 1> rest;
+
+  void load(const float* p) {
+    x = _mm256_loadu_ps(p);
+    rest.load(p + 8);
+  }
+  void store(float* p) const {
+    _mm256_storeu_ps(p, x);
+    rest.store(p + 8);
+  }
+  void add(const Lanes& other) {
+    x = _mm256_add_ps(x, other.x);
+    rest.add(other.rest);
+  }
+  void add_product(__m256 factor, const Lanes& other) {
+    x = _mm256_fmadd_ps(factor, other.x, x);
+    rest.add_product(factor, other.rest);
+  }
+  void add_product(__m256 factor, const float* p) {
+    x = _mm256_fmadd_ps(factor, _mm256_loadu_ps(p), x);
+    rest.add_product(factor, p + 8);
+  }
+};
+template <>
+struct Lanes<0> {
+  void load(const float*) {}
+  void store(float*) const {}
+  void add(const Lanes&) {}
+  void add_product(__m256, const Lanes&) {}
+  void add_product(__m256, const float*) {}
+};
+
+}  // namespace qat
