@@ -58,9 +58,9 @@ TensorView fit_to_table(const TensorView& view, const TensorInfo& info, Arch arc
   return cut;
 }
 
-// Names a checkpoint of this shape may carry without the model using them: the head of a tied model, K and V of layers that
-// attend to another layer's. They are what the table would have if nothing were shared.
-std::set<std::string> unused_names(const ModelConfig& config) {
+// Names that are no surprise in a checkpoint of this shape: the table's, and those the model has no use for, which are what
+// the table would have if nothing were shared (the head of a tied model, K and V of layers that attend to another layer's).
+std::set<std::string> expected_names(const ModelConfig& config) {
   ModelConfig unshared = config;
   unshared.tied = false;
   unshared.kv_shared_layers = 0;
@@ -74,13 +74,12 @@ std::set<std::string> unused_names(const ModelConfig& config) {
   return names;
 }
 
-void note_ignored(const Safetensors& file, const std::set<std::string>& used, const ModelConfig& config,
-                  std::vector<std::string>* notices) {
-  const std::set<std::string> unused = unused_names(config);
+void note_ignored(const Safetensors& file, const ModelConfig& config, std::vector<std::string>* notices) {
+  const std::set<std::string> expected = expected_names(config);
   size_t towers = 0, unknown = 0;
   std::string examples;
   for (const TensorView& view : file.tensors()) {
-    if (used.count(view.name) != 0 || unused.count(view.name) != 0) continue;
+    if (expected.count(view.name) != 0) continue;
     if (is_tower_tensor(view.name)) {
       ++towers;
     } else if (++unknown <= 3) {
@@ -143,14 +142,12 @@ FloatCheckpoint::FloatCheckpoint(const std::string& directory)
       config_(model_config_from_hf(directory, &notices_)),
       table_(tensor_table(config_)),
       file_(std::make_unique<Safetensors>(directory)) {
-  std::set<std::string> used;
   for (const TensorInfo& info : table_) {
     const TensorView* view = find_in(*file_, info.name);
     if (view == nullptr) fail(directory, ": expected tensor ", info.name, " of shape ", shape_text(info.shape), ", found none");
     by_name_.emplace(info.name, fit_to_table(*view, info, config_.arch, directory));
-    used.insert(view->name);
   }
-  note_ignored(*file_, used, config_, &notices_);
+  note_ignored(*file_, config_, &notices_);
 }
 
 const TensorView& FloatCheckpoint::tensor(const TensorInfo& info) const {

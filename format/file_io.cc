@@ -102,7 +102,6 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(tempor
     fail(path, ": cannot write: it exists and is not a regular file");
   file_ = std::fopen(temporary_.c_str(), "wb");
   if (file_ == nullptr) fail(path, ": cannot create ", temporary_, ": ", std::strerror(errno));
-  std::setvbuf(file_, nullptr, _IOFBF, size_t{1} << 16);
 }
 
 AtomicFile::~AtomicFile() {
