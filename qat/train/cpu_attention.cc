@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kQueries = 16;  // queries of a block: their scores against all keys stay in the L1 or L2 cache
 
 typedef float Vec8 __attribute__((vector_size(32)));
+typedef uint32_t UInt8 __attribute__((vector_size(32)));
 typedef float UnalignedVec8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 // Through a pointer, not memcpy, which GCC 12 takes apart into two halves on the stack.
@@ -76,13 +77,18 @@ void multiply(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns
   for (; r < rows; ++r) band<1>(at(r), b, ldb, columns, depth, c + r * ldc, ldc, add);
 }
 
-// e^x for x <= 0, relative error about 1e-7: 2^n times a degree-7 polynomial on [-ln2/2, ln2/2]; 0 below -87.
-inline float exp_negative(float x) {
-  const float clamped = std::max(x, -87.0f);
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 5040.0f;
+inline float largest_lane(Vec8 v) { return std::max({v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}); }
+inline float sum_lanes(Vec8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// e^x for x <= 0, relative error about 1e-7: 2^n times a degree-7 polynomial on [-ln2/2, ln2/2]; 0 below -87. Vectors by hand:
+// GCC leaves the loop scalar.
+inline Vec8 exp_negative(Vec8 x) {
+  const Vec8 lowest = Vec8{} - 87.0f;
+  const Vec8 clamped = x < lowest ? lowest : x;  // NaN stays NaN
+  const Vec8 shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
+  const Vec8 n = shifted - 12582912.0f;
+  const Vec8 r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec8 p = Vec8{} + 1.0f / 5040.0f;
   p = p * r + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
   p = p * r + 1.0f / 24.0f;
@@ -90,36 +96,45 @@ inline float exp_negative(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const uint32_t exponent = (bits - 0x4b400000u + 127u) << 23;
-  float power;
-  std::memcpy(&power, &exponent, 4);
-  return x < -87.0f ? 0.0f : p * power;
+  const Vec8 power = reinterpret_cast<Vec8>((reinterpret_cast<UInt8>(shifted) - (0x4b400000u - 127u)) << 23);
+  return x < lowest ? Vec8{} : p * power;
 }
 
 float row_max(const float* x, int64_t count) {
-  float largest = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : largest)
-  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, x[j]);
+  Vec8 lanes = Vec8{} - std::numeric_limits<float>::infinity();
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) {
+    const Vec8 next = load(x + j);
+    lanes = next > lanes ? next : lanes;
+  }
+  float largest = largest_lane(lanes);
+  for (; j < count; ++j) largest = std::max(largest, x[j]);
   return largest;
 }
 
 // x = e^(x - shift); returns the sum.
 float exponentials(float* x, int64_t count, float shift) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) {
-    x[j] = exp_negative(x[j] - shift);
-    sum += x[j];
+  Vec8 sum = {};
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) {
+    const Vec8 e = exp_negative(load(x + j) - shift);
+    store(x + j, e);
+    sum += e;
   }
-  return sum;
+  if (j == count) return sum_lanes(sum);
+  Vec8 last = Vec8{} - std::numeric_limits<float>::infinity();  // the rest, beside lanes whose exponential is 0
+  std::memcpy(&last, x + j, static_cast<size_t>(count - j) * 4);
+  last = exp_negative(last - shift);
+  std::memcpy(x + j, &last, static_cast<size_t>(count - j) * 4);
+  return sum_lanes(sum + last);
 }
 
 float dot(const float* a, const float* b, int64_t count) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) sum += a[j] * b[j];
+  Vec8 lanes = {};
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) lanes += load(a + j) * load(b + j);
+  float sum = sum_lanes(lanes);
+  for (; j < count; ++j) sum += a[j] * b[j];
   return sum;
 }
 

@@ -26,12 +26,13 @@ void keep_freed_memory() {
 #endif
 }
 
-// Between two operations OpenMP's threads wait for each other in a loop. On a machine that has other work to do, that loop eats the
-// time the other thread needs: measured, 11 times slower on two busy processors. After a short spin they should sleep instead.
-// libgomp reads the setting when it is loaded, so the program starts itself again.
+// Between two operations OpenMP's threads, and OpenBLAS's, wait for each other in a loop. On a machine that has other work to do,
+// that loop eats the time the other thread needs: measured, 11 times slower on two busy processors. After a short spin they should
+// sleep instead. The libraries read their settings when they are loaded, so the program starts itself again.
 void restart_with_patient_threads(char** argv) {
   if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "1000", 1);
+  setenv("OPENBLAS_THREAD_TIMEOUT", "14", 0);  // 2^14 cycles, instead of 2^26
   execv("/proc/self/exe", argv);  // when that fails, training is only slower
 }
 
