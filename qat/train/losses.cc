@@ -51,7 +51,7 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
   const Tensor index = targets.clamp_min(0).unsqueeze(1);
   sums.cross_entropy -= log_probability.gather(1, index).squeeze(1).masked_fill(counted.logical_not(), 0.0).sum(torch::kFloat64);
   if (gradient && p.options.ce != 0.0) {
-    const Tensor weight = counted.to(torch::kFloat32).mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1))).unsqueeze(1);
+    const Tensor weight = counted.to(log_probability.scalar_type()).mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1))).unsqueeze(1);
     const Tensor of_ce = log_probability.exp().mul_(weight).scatter_add_(1, index, -weight);
     result = result.defined() ? result.add_(of_ce) : of_ce;
   }
@@ -92,7 +92,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor scale = gradients[0].to(torch::kFloat32);
+    const Tensor scale = gradients[0].to(saved[0].scalar_type());
     return {saved[0] * scale, saved[1] * scale, Tensor()};
   }
 };

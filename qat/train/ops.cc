@@ -66,7 +66,7 @@ torch::Tensor gated_activation(const torch::Tensor& gate, const torch::Tensor& u
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const torch::Tensor& mask,
                         int64_t window, double scale) {
   static const bool available = cpu_attention_available();
-  if (!q.is_cpu() || !available) return attention_tensor_ops(q, k, v, mask, scale);
+  if (!q.is_cpu() || q.scalar_type() != torch::kFloat32 || !available) return attention_tensor_ops(q, k, v, mask, scale);
   return CpuAttention::apply(q, k, v, window, scale).reshape({q.size(0), q.size(1), q.size(2) * q.size(3)});
 }
 

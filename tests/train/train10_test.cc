@@ -1,8 +1,8 @@
 // AdamW steps against PyTorch and transformers: losses, gradient norms, every gradient of the first step.
 //
-// `gemma4-e2b` is compared on its first step only, and with gradients to 2e-3: its later steps are decided by rounding. PyTorch
-// itself, with OpenBLAS on one thread instead of two, is 1.1e-3 off in the first step's gradients, 4e-4 off in the second loss,
-// 1e-2 in the fourth. Of `llama` all ten steps are compared.
+// `llama`: all ten steps in float32. `gemma4-e2b` magnifies each rounding: in float32 PyTorch's own first gradients change by 1.1e-3
+// when OpenBLAS takes one thread instead of two, its fourth loss by 1e-2. So that model is compared on its first step and in float64,
+// where nothing depends on the order of a sum; what is left of the bound is the rounding of the float32 golden itself (0.9e-3).
 #include <gtest/gtest.h>
 
 #include "qat/train/losses.h"
@@ -22,6 +22,10 @@ torch::Tensor next_tokens(const torch::Tensor& ids) {
 
 struct Train10 : testing::TestWithParam<std::tuple<const char*, bool>> {};
 
+void to_double(Model& model) {
+  for (Parameter& p : model.parameters()) p.master = p.master.detach().to(torch::kFloat64).requires_grad_(p.trained);
+}
+
 TEST_P(Train10, LossesAndGradients) {
   QAT_NEED_SHARED("goldens");
   const auto [name, gradient_checkpointing] = GetParam();
@@ -30,7 +34,9 @@ TEST_P(Train10, LossesAndGradients) {
   const torch::Tensor ids = int_tensor(golden, "input_ids");
   const std::vector<float> losses = to_floats(golden.at("losses"), golden.path());
   const std::vector<float> norms = to_floats(golden.at("grad_norms"), golden.path());
+  const bool reproducible = std::string(name) == "llama";
   Model model(checkpoint, torch::kCPU);
+  if (!reproducible) to_double(model);
   const ModelConfig& config = model.config();
   const Positions positions = make_positions(config, ids.size(2), torch::kCPU);
   std::vector<torch::Tensor> trained;
@@ -38,14 +44,13 @@ TEST_P(Train10, LossesAndGradients) {
     if (p.trained) trained.push_back(p.master);
   AdamWOptions adam;
   adam.weight_decay = 0.01;
-  AdamW optimizer(trained, adam);
+  AdamW optimizer(reproducible ? trained : std::vector<torch::Tensor>{}, adam);
   LossOptions options;
   options.ce = 1.0;
   options.chunk = 50;
   ForwardOptions forward;
   forward.gradient_checkpointing = gradient_checkpointing;
-  const bool reproducible = std::string(name) == "llama";
-  for (int64_t step = 0; step < (reproducible ? ids.size(0) : 1); ++step) {
+  for (int64_t step = 0; step < ids.size(0); ++step) {
     StepWeights weights(model);
     const torch::Tensor batch = ids[step];
     const torch::Tensor hidden = forward_hidden(config, weights.forward(), positions, batch, forward);
@@ -62,11 +67,12 @@ TEST_P(Train10, LossesAndGradients) {
         if (!p.trained) continue;
         const torch::Tensor expected = float_tensor(golden, "grad0." + p.info.name);
         ASSERT_TRUE(p.master.grad().defined()) << p.info.name;
-        EXPECT_LE((p.master.grad() - expected).norm().item<double>(), (reproducible ? 1e-3 : 2e-3) * expected.norm().item<double>()) << p.info.name;
+        EXPECT_LE((p.master.grad() - expected).norm().item<double>(), 1e-3 * expected.norm().item<double>()) << p.info.name;
         ++compared;
       }
       EXPECT_EQ(compared + 3, golden.tensors().size());  // every gradient in the file has been looked at
     }
+    if (!reproducible) break;
     optimizer.step(1e-3);
     optimizer.zero_grad();
   }
