@@ -14,13 +14,14 @@ namespace {
 constexpr size_t kSlabBytes = size_t{4} << 20;  // of output held in memory at a time
 constexpr const char* kRopeFreqs = "rope_freqs.weight";
 
-// llama.cpp's rotary embedding for arch "llama" pairs neighbours (2j, 2j + 1), HF's pairs (j, j + head_dim/2): the rows of q
-// and k change places within each head. Every other architecture keeps HF's order.
+// llama.cpp's rotary embedding for arch "llama" pairs neighbours (2j, 2j + 1), HF's pairs (j, j + head_dim/2): the rows
+// of q and k change places within each head. Every other architecture keeps HF's order.
 bool rows_are_interleaved(const ModelConfig& config, const TensorInfo& info) {
   return config.arch == Arch::llama && (info.role == Role::q || info.role == Role::k);
 }
 
-// Row h * head_dim + 2j + s of `out` is row h * head_dim + s * head_dim/2 + j of `rows`; count is a multiple of head_dim.
+// Row h * head_dim + 2j + s of `out` is row h * head_dim + s * head_dim/2 + j of `rows`; count is a multiple of
+// head_dim.
 void interleave_rows(const uint8_t* rows, int64_t count, int64_t head_dim, size_t row_size, uint8_t* out) {
   for (int64_t row = 0; row < count; ++row) {
     const int64_t head = row / head_dim * head_dim, inside = row % head_dim;
@@ -90,7 +91,8 @@ class QuantizedSource : public TensorSource {
 // Writes one file from one source, tensor by tensor, rows in slabs.
 class GgufExport {
  public:
-  GgufExport(const ModelConfig& config, const std::vector<TensorInfo>& table, const TensorSource& source, const ExportProgress& progress)
+  GgufExport(const ModelConfig& config, const std::vector<TensorInfo>& table, const TensorSource& source,
+             const ExportProgress& progress)
       : config_(config), table_(table), source_(source), progress_(progress), divisors_(rope_divisors(config)) {}
 
   void write(const std::string& out, const GgufMetadata& metadata) {
@@ -135,7 +137,8 @@ class GgufExport {
   void write_matrix(GgufWriter& writer, const TensorInfo& info) {
     const int64_t rows = info.shape[0];
     const size_t row_size = row_bytes(source_.type(info), info.shape[1]);
-    const int64_t unit = rows_are_interleaved(config_, info) ? config_.layers[static_cast<size_t>(info.layer)].head_dim : 1;
+    const int64_t unit =
+        rows_are_interleaved(config_, info) ? config_.layers[static_cast<size_t>(info.layer)].head_dim : 1;
     const int64_t units = std::max<int64_t>(1, static_cast<int64_t>(kSlabBytes / row_size) / unit);
     const int64_t slab = std::min(rows, units * unit);
     std::vector<uint8_t> bytes(static_cast<size_t>(slab) * row_size);
@@ -156,14 +159,15 @@ class GgufExport {
   uint64_t done_ = 0, total_ = 0;
 };
 
-// What the file is "mostly": the type of most linear layers. (Not of most weights: in a Gemma 4 E2B the per-layer embedding
-// outweighs them all, and llama-quantize still calls the file by its target.)
+// What the file is "mostly": the type of most linear layers. (Not of most weights: in a Gemma 4 E2B the per-layer
+// embedding outweighs them all, and llama-quantize still calls the file by its target.)
 DType prevailing_type(const QuantizedCheckpoint& checkpoint) {
   std::map<DType, int> counts;
   for (const TensorInfo& info : checkpoint.table())
     if (info.kind == TensorKind::linear && info.quantizable) ++counts[checkpoint.grid(info)];
   QAT_CHECK(!counts.empty());
-  const auto most = std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto most =
+      std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most->first;
 }
 
@@ -177,7 +181,8 @@ void export_gguf(const std::string& quantized_checkpoint, const std::string& out
   GgufExport(checkpoint.config(), checkpoint.table(), source, progress).write(out, metadata);
 }
 
-void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out, const ExportProgress& progress) {
+void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out,
+                       const ExportProgress& progress) {
   QAT_CHECK(float_type == DType::F32 || float_type == DType::F16 || float_type == DType::BF16);
   const FloatCheckpoint checkpoint(hf_directory);
   const GgufMetadata metadata = gguf_metadata(checkpoint.config(), hf_directory, gguf_file_type(float_type));

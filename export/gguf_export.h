@@ -10,8 +10,9 @@
 namespace qat {
 
 // The metadata of the file: general.*, the architecture's keys, the tokenizer's (same keys and values as
-// convert_hf_to_gguf.py wherever llama.cpp reads them). `model_directory` holds config.json's companions: the tokenizer,
-// generation_config.json, the chat template. Throws Error when llama.cpp could not run the model from such a file.
+// convert_hf_to_gguf.py wherever llama.cpp reads them). `model_directory` holds config.json's companions: the
+// tokenizer, generation_config.json, the chat template. Throws Error when llama.cpp could not run the model from such a
+// file.
 GgufMetadata gguf_metadata(const ModelConfig& config, const std::string& model_directory, uint32_t file_type);
 
 // llama.cpp's number for "mostly this type" (general.file_type).
@@ -20,12 +21,13 @@ uint32_t gguf_file_type(DType type);
 using ExportProgress = std::function<void(uint64_t bytes_done, uint64_t bytes)>;
 
 // From a quantized checkpoint: every tensor keeps its codes and scales. Never rounds.
-// Notes: Gemma 3 norms are written as 1 + w; Llama q and k rows are permuted to the interleaved order; rope_freqs.weight is
-// generated; 1-D tensors are widened to F32, as llama.cpp needs them.
+// Notes: Gemma 3 norms are written as 1 + w; Llama q and k rows are permuted to the interleaved order;
+// rope_freqs.weight is generated; 1-D tensors are widened to F32, as llama.cpp needs them.
 void export_gguf(const std::string& quantized_checkpoint, const std::string& out, const ExportProgress& progress = {});
 
 // From an HF directory, unquantized: matrices in `float_type` (F32, F16, BF16), 1-D tensors F32. Equal to
 // convert_hf_to_gguf.py --outtype. Throws Error for a weight that F16 cannot hold.
-void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out, const ExportProgress& progress = {});
+void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out,
+                       const ExportProgress& progress = {});
 
 }  // namespace qat

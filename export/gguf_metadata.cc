@@ -2,7 +2,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <limits>
-
 #include <nlohmann/json.hpp>
 
 #include "export/gguf_export.h"
@@ -15,7 +14,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION: layout of the quantized blocks
-constexpr size_t kGemma3Period = 6;           // llama.cpp takes every sixth Gemma 3 layer as global; no key says otherwise
+constexpr size_t kGemma3Period = 6;  // llama.cpp takes every sixth Gemma 3 layer as global; no key says otherwise
 
 uint32_t u32(int64_t value) {
   QAT_CHECK(value >= 0 && value <= std::numeric_limits<uint32_t>::max());
@@ -75,7 +74,9 @@ class MetadataBuilder {
 
  private:
   void add(const std::string& key, GgufValue value) { metadata_.emplace_back(key, std::move(value)); }
-  void add_arch(const std::string& key, GgufValue value) { add(arch_name(config_.arch) + ("." + key), std::move(value)); }
+  void add_arch(const std::string& key, GgufValue value) {
+    add(arch_name(config_.arch) + ("." + key), std::move(value));
+  }
 
   std::string generation_path() const { return directory_ + "/generation_config.json"; }
 
@@ -108,7 +109,8 @@ class MetadataBuilder {
     if (const Json x = number("top_p"); x.is_number()) add("general.sampling.top_p", x.get<float>());
     if (const Json x = number("min_p"); x.is_number()) add("general.sampling.min_p", x.get<float>());
     if (const Json x = number("temperature"); x.is_number()) add("general.sampling.temp", x.get<float>());
-    if (const Json x = number("repetition_penalty"); x.is_number()) add("general.sampling.penalty_repeat", x.get<float>());
+    if (const Json x = number("repetition_penalty"); x.is_number())
+      add("general.sampling.penalty_repeat", x.get<float>());
   }
 
   // A number that layers may disagree on: one value when they do not, else an array of all layers'.
@@ -166,7 +168,8 @@ class MetadataBuilder {
       const bool sliding = (i + 1) % kGemma3Period != 0;
       if (config_.layers[i].sliding != sliding)
         fail(directory_, "/config.json: layer_types: llama.cpp runs layer ", i, " of a gemma3 model as ",
-             sliding ? "sliding_attention" : "full_attention", ", found ", sliding ? "full_attention" : "sliding_attention");
+             sliding ? "sliding_attention" : "full_attention", ", found ",
+             sliding ? "full_attention" : "sliding_attention");
     }
   }
 

@@ -27,15 +27,16 @@ double block_error(const BlockQ4_0& block, const float* x, const float* w) {
   return error;
 }
 
-// Finds the scale of one sign that fits a block best, by least weighted squared error: sweeps the inverse scale t upwards over
-// every point (level + 0.5) / |x| at which a code changes. With codes q fixed the best scale is sum(wxq) / sum(wqq), and the
-// error is sum(wxx) less the gain sum(wxq)^2 / sum(wqq). Weights are taken relative to the largest, so t is the largest one's
-// level before rounding.
+// Finds the scale of one sign that fits a block best, by least weighted squared error: sweeps the inverse scale t
+// upwards over every point (level + 0.5) / |x| at which a code changes. With codes q fixed the best scale is sum(wxq) /
+// sum(wqq), and the error is sum(wxx) less the gain sum(wxq)^2 / sum(wqq). Weights are taken relative to the largest,
+// so t is the largest one's level before rounding.
 class ScaleSweep {
  public:
   // `largest`: the greatest magnitude among weights that count (w > 0).
   ScaleSweep(const float* x, const float* w, float largest, double sign) {
-    // Halving a scale whose codes stay within 3 gives a finer grid that holds all its points: start where level 4 begins.
+    // Halving a scale whose codes stay within 3 gives a finer grid that holds all its points: start where level 4
+    // begins.
     constexpr double kStart = 3.5;
     for (int j = 0; j < kBlockSize; ++j) {
       events_[j] = kNever;
@@ -60,7 +61,8 @@ class ScaleSweep {
       for (const int32_t other : events_) event = std::min(event, other);
       if (event == kNever) break;
       const double t = float_from_bits(static_cast<uint32_t>(event & ~kIndexBits));
-      // Weights beyond the grid cost more the smaller the scale: once they alone cost more than the best error, it is over.
+      // Weights beyond the grid cost more the smaller the scale: once they alone cost more than the best error, it is
+      // over.
       if (out_qq_ - 2.0 * t * out_xq_ + t * t * out_xx_ > t * t * (energy_ - best_gain_)) break;
       const int j = event & kIndexBits;
       if (level_[j] == last_level_[j]) leave(j);
@@ -73,8 +75,8 @@ class ScaleSweep {
   static constexpr int32_t kNever = 0x7fffffff;
   static constexpr int32_t kIndexBits = kBlockSize - 1;
 
-  // When weight j changes its code next, or, on its last level, begins to lie beyond the grid. Positive floats order like the
-  // integers of their bits; the last five bits make room for j.
+  // When weight j changes its code next, or, on its last level, begins to lie beyond the grid. Positive floats order
+  // like the integers of their bits; the last five bits make room for j.
   void schedule(int j) {
     const double t = (level_[j] < last_level_[j] ? level_[j] + 0.5 : level_[j]) * inverse_[j];
     events_[j] = static_cast<int32_t>(float_bits(static_cast<float>(t)) & ~static_cast<uint32_t>(kIndexBits)) | j;
@@ -119,7 +121,8 @@ float magnitude_limit(DType grid) {
   }
 }
 
-// Runs body(begin, end) on equal parts of [0, count), one per processor. The first part's exception, if any, is rethrown.
+// Runs body(begin, end) on equal parts of [0, count), one per processor. The first part's exception, if any, is
+// rethrown.
 template <class Body>
 void parallel_parts(int64_t count, int64_t least, const Body& body) {
   const int64_t processors = std::max(1u, std::thread::hardware_concurrency());
@@ -144,7 +147,10 @@ void parallel_parts(int64_t count, int64_t least, const Body& body) {
 class TensorEncoder {
  public:
   TensorEncoder(const FloatCheckpoint& checkpoint, const TensorInfo& info, DType grid, const PtqOptions& options)
-      : checkpoint_(checkpoint), info_(info), grid_(grid), searched_(grid == DType::Q4_0 && options.method == PtqMethod::mse) {
+      : checkpoint_(checkpoint),
+        info_(info),
+        grid_(grid),
+        searched_(grid == DType::Q4_0 && options.method == PtqMethod::mse) {
     rows_ = info.shape.size() == 2 ? info.shape[0] : 1;
     cols_ = info.shape.back();
     row_size_ = row_bytes(grid, cols_);
@@ -188,7 +194,8 @@ class TensorEncoder {
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t c = 0; c < cols_; c += kBlockSize) {
         const BlockQ4_0 block = search_q4_0(values + r * cols_ + c, importance_ != nullptr ? importance_ + c : nullptr);
-        std::memcpy(out + static_cast<size_t>(r) * row_size_ + static_cast<size_t>(c / kBlockSize) * sizeof block, &block, sizeof block);
+        std::memcpy(out + static_cast<size_t>(r) * row_size_ + static_cast<size_t>(c / kBlockSize) * sizeof block,
+                    &block, sizeof block);
       }
     }
   }
@@ -214,7 +221,8 @@ BlockQ4_0 search_q4_0(const float* x, const float* w) {
     if (w == nullptr || w[j] > 0.0f) largest = std::max(largest, std::fabs(x[j]));
   if (largest == 0.0f) return best;
   for (const double sign : {1.0, -1.0}) {
-    const BlockQ4_0 block = encode_q4_0_with_scale(x, static_cast<float>(sign * largest * ScaleSweep(x, w, largest, sign).run()));
+    const BlockQ4_0 block =
+        encode_q4_0_with_scale(x, static_cast<float>(sign * largest * ScaleSweep(x, w, largest, sign).run()));
     if (!std::isfinite(f16_to_f32(block.d))) continue;
     const double error = block_error(block, x, w);
     if (error < best_error) {
@@ -225,8 +233,8 @@ BlockQ4_0 search_q4_0(const float* x, const float* w) {
   return best;
 }
 
-void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options, const std::string& out,
-                         const PtqProgress& progress) {
+void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,
+                         const std::string& out, const PtqProgress& progress) {
   const FloatCheckpoint checkpoint(hf_directory);
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
   QuantizedCheckpointWriter writer(out, hf_directory, checkpoint.table(), plan, resolved);

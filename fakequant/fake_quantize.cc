@@ -40,7 +40,9 @@ struct StraightThrough : torch::autograd::Function<StraightThrough> {
   }
 };
 
-torch::Tensor inverse_or_zero(const torch::Tensor& d) { return torch::where(d == 0, torch::zeros_like(d), d.reciprocal()); }
+torch::Tensor inverse_or_zero(const torch::Tensor& d) {
+  return torch::where(d == 0, torch::zeros_like(d), d.reciprocal());
+}
 
 torch::Tensor through_f16(const torch::Tensor& x) { return x.to(torch::kFloat16).to(torch::kFloat32); }
 
@@ -59,8 +61,8 @@ torch::Tensor fake_quantize_tensor_ops(const torch::Tensor& w, DType grid) {
   const torch::Tensor x = w.reshape({-1, kBlockSize});
   const torch::Tensor magnitude = x.abs();
   if (grid == DType::Q4_0) {
-    // argmax gives the first of several equal magnitudes, as the reference rule wants. Each line is its own operation, so
-    // that no compiler contracts x * inverse + 8.5 to a fused multiply-add.
+    // argmax gives the first of several equal magnitudes, as the reference rule wants. Each line is its own operation,
+    // so that no compiler contracts x * inverse + 8.5 to a fused multiply-add.
     const torch::Tensor d = x.gather(1, magnitude.argmax(1, /*keepdim=*/true)) / -8.0;
     const torch::Tensor scaled = x * inverse_or_zero(d);
     const torch::Tensor code = (scaled + 8.5).floor().clamp(0, 15) - 8;

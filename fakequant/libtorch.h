@@ -1,5 +1,5 @@
-// The one door to LibTorch. The parts of torch/torch.h that this project uses compile in a third of its time; what differs
-// between LibTorch versions (1.13 to the newest 2.x) is told apart here and nowhere else.
+// The one door to LibTorch. The parts of torch/torch.h that this project uses compile in a third of its time; what
+// differs between LibTorch versions (1.13 to the newest 2.x) is told apart here and nowhere else.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,7 +13,8 @@ namespace qat {
 // LibTorch 2.1 and newer: fused attention with a scale argument.
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 1)
 constexpr bool kHasFusedAttention = true;
-// q: (batch, heads, length, head_dim); k, v: the same shape. mask: (length, length) added to the scores; undefined = causal.
+// q: (batch, heads, length, head_dim); k, v: the same shape. mask: (length, length) added to the scores; undefined =
+// causal.
 inline torch::Tensor fused_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                                      const torch::Tensor& mask, double scale) {
   if (mask.defined()) return at::scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale);
@@ -21,8 +22,8 @@ inline torch::Tensor fused_attention(const torch::Tensor& q, const torch::Tensor
 }
 #else
 constexpr bool kHasFusedAttention = false;
-inline torch::Tensor fused_attention(const torch::Tensor&, const torch::Tensor&, const torch::Tensor&, const torch::Tensor&,
-                                     double) {
+inline torch::Tensor fused_attention(const torch::Tensor&, const torch::Tensor&, const torch::Tensor&,
+                                     const torch::Tensor&, double) {
   return {};
 }
 #endif

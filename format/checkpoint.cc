@@ -14,7 +14,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* kPlanFile = "qat_plan.json";
 constexpr const char* kTensorFile = "model.safetensors";
-constexpr int64_t kPieceElements = int64_t{1} << 20;  // converted at a time, so that memory does not grow with the tensor
+constexpr int64_t kPieceElements = int64_t{1}
+                                   << 20;  // converted at a time, so that memory does not grow with the tensor
 
 int64_t cols_of(const TensorInfo& info) { return info.shape.back(); }
 int64_t rows_of(const TensorInfo& info) { return info.shape.size() == 2 ? info.shape[0] : 1; }
@@ -44,7 +45,8 @@ const TensorView* find_in(const Safetensors& file, const std::string& canonical)
   return nullptr;
 }
 
-// The view cut to the shape the model has. The multimodal Gemma 3 checkpoints carry 64 rows of embedding that no token uses.
+// The view cut to the shape the model has. The multimodal Gemma 3 checkpoints carry 64 rows of embedding that no token
+// uses.
 TensorView fit_to_table(const TensorView& view, const TensorInfo& info, Arch arch, const std::string& file) {
   const std::string where = file + ": tensor " + printable(view.name);
   if (!is_float(view.dtype)) fail(where, ": expected F32, F16, BF16 or F64, found ", dtype_name(view.dtype));
@@ -58,8 +60,9 @@ TensorView fit_to_table(const TensorView& view, const TensorInfo& info, Arch arc
   return cut;
 }
 
-// Names that are no surprise in a checkpoint of this shape: the table's, and those the model has no use for, which are what
-// the table would have if nothing were shared (the head of a tied model, K and V of layers that attend to another layer's).
+// Names that are no surprise in a checkpoint of this shape: the table's, and those the model has no use for, which are
+// what the table would have if nothing were shared (the head of a tied model, K and V of layers that attend to another
+// layer's).
 std::set<std::string> expected_names(const ModelConfig& config) {
   ModelConfig unshared = config;
   unshared.tied = false;
@@ -88,7 +91,8 @@ void note_ignored(const Safetensors& file, const ModelConfig& config, std::vecto
   }
   if (towers > 0) notices->push_back("ignored " + std::to_string(towers) + " tensors of vision and audio towers");
   if (unknown > 0)
-    notices->push_back("ignored " + std::to_string(unknown) + " unknown tensors: " + examples + (unknown > 3 ? ", ..." : ""));
+    notices->push_back("ignored " + std::to_string(unknown) + " unknown tensors: " + examples +
+                       (unknown > 3 ? ", ..." : ""));
 }
 
 // The safetensors entries that hold one tensor on its grid, in the order in which the file has them.
@@ -116,8 +120,8 @@ std::map<std::string, DType> read_grids(const std::string& file, const std::vect
     const DTypeInfo& grid = dtype_info(it->second);
     if (!is_grid(grid.id)) fail(file, ": tensor ", info.name, ": ", grid.name, " is not a grid that can be stored");
     if (cols_of(info) % grid.block_size != 0 || (has_codes(grid.id) && info.shape.size() != 2))
-      fail(file, ": tensor ", info.name, ": expected a matrix with rows of a multiple of ", grid.block_size, " for ", grid.name,
-           ", found shape ", shape_text(info.shape));
+      fail(file, ": tensor ", info.name, ": expected a matrix with rows of a multiple of ", grid.block_size, " for ",
+           grid.name, ", found shape ", shape_text(info.shape));
   }
   if (grids.size() > table.size())
     for (const auto& [name, grid] : grids)
@@ -132,7 +136,8 @@ void copy_rows(const TensorView& view, int64_t row, int64_t count, std::vector<T
   const int64_t per_row = view.shape[1];
   out->resize(static_cast<size_t>(count * per_row));
   if (!out->empty())
-    std::memcpy(out->data(), view.bytes.data() + static_cast<size_t>(row * per_row) * sizeof(T), out->size() * sizeof(T));
+    std::memcpy(out->data(), view.bytes.data() + static_cast<size_t>(row * per_row) * sizeof(T),
+                out->size() * sizeof(T));
 }
 
 }  // namespace
@@ -144,7 +149,8 @@ FloatCheckpoint::FloatCheckpoint(const std::string& directory)
       file_(std::make_unique<Safetensors>(directory)) {
   for (const TensorInfo& info : table_) {
     const TensorView* view = find_in(*file_, info.name);
-    if (view == nullptr) fail(directory, ": expected tensor ", info.name, " of shape ", shape_text(info.shape), ", found none");
+    if (view == nullptr)
+      fail(directory, ": expected tensor ", info.name, " of shape ", shape_text(info.shape), ", found none");
     by_name_.emplace(info.name, fit_to_table(*view, info, config_.arch, directory));
   }
   note_ignored(*file_, config_, &notices_);
@@ -179,8 +185,8 @@ QuantizedCheckpoint::QuantizedCheckpoint(const std::string& directory)
     for (const TensorSpec& spec : stored_tensors(info, grid(info))) {
       const TensorView& view = file_->at(spec.name);
       if (view.dtype != spec.dtype || view.shape != spec.shape)
-        fail(directory, ": tensor ", spec.name, ": expected ", dtype_name(spec.dtype), " ", shape_text(spec.shape), ", found ",
-             dtype_name(view.dtype), " ", shape_text(view.shape));
+        fail(directory, ": tensor ", spec.name, ": expected ", dtype_name(spec.dtype), " ", shape_text(spec.shape),
+             ", found ", dtype_name(view.dtype), " ", shape_text(view.shape));
     }
   }
 }
@@ -200,7 +206,8 @@ void QuantizedCheckpoint::read_blocks(const TensorInfo& info, int64_t row, int64
   const size_t stride = row_bytes(type, cols);
   if (!has_codes(type)) {
     const Span<const uint8_t> bytes = file_->at(info.name).bytes;
-    if (count > 0) std::memcpy(out, bytes.data() + static_cast<size_t>(row) * stride, static_cast<size_t>(count) * stride);
+    if (count > 0)
+      std::memcpy(out, bytes.data() + static_cast<size_t>(row) * stride, static_cast<size_t>(count) * stride);
     return;
   }
   const TensorView& codes = file_->at(info.name + ".codes");
@@ -309,12 +316,14 @@ void QuantizedCheckpointWriter::commit() {
 }
 
 void copy_model_files(const std::string& from, const std::string& to) {
-  static const std::set<std::string> kNames = {"config.json",       "generation_config.json", "special_tokens_map.json",
-                                               "added_tokens.json", "vocab.json",             "merges.txt"};
+  static const std::set<std::string> kNames = {
+      "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+      "merges.txt"};
   std::error_code error, ignored;
   for (const auto& entry : fs::directory_iterator(from, error)) {
     const std::string name = entry.path().filename().string();
-    const bool travels = kNames.count(name) != 0 || name.rfind("tokenizer", 0) == 0 || name.rfind("chat_template", 0) == 0;
+    const bool travels =
+        kNames.count(name) != 0 || name.rfind("tokenizer", 0) == 0 || name.rfind("chat_template", 0) == 0;
     if (travels && entry.is_regular_file(ignored)) copy_file_atomic(entry.path().string(), to + "/" + name);
   }
   if (error) fail(from, ": cannot list this directory: ", error.message());

@@ -1,7 +1,7 @@
 // Float checkpoints (HF directories) and quantized checkpoints (ours), each a directory of plain files.
 //
-// A quantized checkpoint holds: config.json, generation_config.json and the tokenizer files, copied; qat_plan.json (plan_to_json);
-// model.safetensors with, per tensor T of the table (canonical names):
+// A quantized checkpoint holds: config.json, generation_config.json and the tokenizer files, copied; qat_plan.json
+// (plan_to_json); model.safetensors with, per tensor T of the table (canonical names):
 //   coded grids: T.codes (I8 [out, in]; for 4-bit grids U8 [out, in/2], pack_int4), T.scales (F16 [out, in/block]),
 //                Q6_K also T.sub_scales (I8 [out, in/16]);
 //   float grids: T itself in that dtype.
@@ -62,8 +62,8 @@ class QuantizedCheckpoint {
 };
 
 // Writes a quantized checkpoint, tensor by tensor in table order, rows in order, as blocks of the grid (GGUF layout).
-// `source_directory` gives config and tokenizer files. Replaces an existing quantized checkpoint; throws Error when `directory`
-// exists and holds something else.
+// `source_directory` gives config and tokenizer files. Replaces an existing quantized checkpoint; throws Error when
+// `directory` exists and holds something else.
 class QuantizedCheckpointWriter {
  public:
   QuantizedCheckpointWriter(const std::string& directory, const std::string& source_directory,

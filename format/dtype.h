@@ -12,9 +12,30 @@
 namespace qat {
 
 enum class DType : uint8_t {
-  F32, F16, BF16, F64, I8, I16, I32, I64, U8, U16, U32, U64, BOOL,      // one element per block
-  Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_0,                                   // ggml, 32 (Q2_0: 64) per block
-  Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,                                         // ggml, 256 per block
+  F32,
+  F16,
+  BF16,
+  F64,
+  I8,
+  I16,
+  I32,
+  I64,
+  U8,
+  U16,
+  U32,
+  U64,
+  BOOL,  // one element per block
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  Q2_0,  // ggml, 32 (Q2_0: 64) per block
+  Q2_K,
+  Q3_K,
+  Q4_K,
+  Q5_K,
+  Q6_K,  // ggml, 256 per block
 };
 
 struct DTypeInfo {

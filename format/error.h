@@ -23,14 +23,13 @@ template <class... Args>
   throw Error(text.str());
 }
 
-// Text that came out of a file, fit for one line of an error: control characters become \xNN, and what is longer than 200 bytes
-// is cut.
+// Text that came out of a file, fit for one line of an error: control characters become \xNN, and what is longer than
+// 200 bytes is cut.
 std::string printable(std::string_view text);
 
 [[noreturn]] void check_failed(const char* condition, const char* file, int line);
 
 // Programmer faults; stays on in release builds.
-#define QAT_CHECK(condition) \
-  ((condition) ? static_cast<void>(0) : ::qat::check_failed(#condition, __FILE__, __LINE__))
+#define QAT_CHECK(condition) ((condition) ? static_cast<void>(0) : ::qat::check_failed(#condition, __FILE__, __LINE__))
 
 }  // namespace qat

@@ -27,8 +27,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Writes PATH.tmp.PID, and on commit() flushes, syncs and renames it over PATH. Destroyed without commit, it removes the
-// temporary file, so PATH is either the old file or the complete new one. Throws Error on any failed write (disk full).
+// Writes PATH.tmp.PID, and on commit() flushes, syncs and renames it over PATH. Destroyed without commit, it removes
+// the temporary file, so PATH is either the old file or the complete new one. Throws Error on any failed write (disk
+// full).
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);

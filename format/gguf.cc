@@ -16,10 +16,12 @@ constexpr uint32_t kDefaultAlignment = 32;
 constexpr uint32_t kArrayType = 9;
 constexpr uint64_t kMaxNameBytes = 1024;  // of keys and tensor names; ggml allows 64 for tensors
 constexpr uint32_t kMaxDims = 4;
-// The least a key/value and a tensor info take: counts beyond what the file can hold are refused before anything is reserved.
+// The least a key/value and a tensor info take: counts beyond what the file can hold are refused before anything is
+// reserved.
 constexpr uint64_t kMinKeyValueBytes = 8 + 4 + 1, kMinTensorInfoBytes = 8 + 4 + 4 + 8;
 
-// GgufValue's alternatives are the scalar types in the order of their ids (with the id of "array" left out), then vectors of them.
+// GgufValue's alternatives are the scalar types in the order of their ids (with the id of "array" left out), then
+// vectors of them.
 constexpr size_t kScalarTypes = 12;
 constexpr const char* kTypeNames[kScalarTypes] = {"uint8",   "int8", "uint16", "int16",  "uint32", "int32",
                                                   "float32", "bool", "string", "uint64", "int64",  "float64"};
@@ -51,21 +53,24 @@ class Cursor {
   }
   std::string read_string(const std::string& what, uint64_t longest = std::numeric_limits<uint64_t>::max()) {
     const auto size = read<uint64_t>(what);
-    if (size > longest) fail(file_, ": ", what, ": expected a string of at most ", longest, " bytes, found length ", size);
+    if (size > longest)
+      fail(file_, ": ", what, ": expected a string of at most ", longest, " bytes, found length ", size);
     return std::string(reinterpret_cast<const char*>(take(size, what)), size);
   }
   // A number of things of at least `least` bytes each.
   uint64_t read_count(uint64_t least, const std::string& what) {
     const auto count = read<uint64_t>(what);
     if (count > remaining() / least)
-      fail(file_, ": ", what, ": expected at most ", remaining() / least, " in the ", remaining(), " bytes left, found ", count);
+      fail(file_, ": ", what, ": expected at most ", remaining() / least, " in the ", remaining(),
+           " bytes left, found ", count);
     return count;
   }
 
  private:
   const uint8_t* take(uint64_t size, const std::string& what) {
     if (size > remaining())
-      fail(file_, ": ", what, " at byte ", position_, ": expected ", size, " bytes, found the end of the file after ", remaining());
+      fail(file_, ": ", what, " at byte ", position_, ": expected ", size, " bytes, found the end of the file after ",
+           remaining());
     const uint8_t* data = bytes_.data() + position_;
     position_ += size;
     return data;
@@ -177,15 +182,18 @@ uint32_t read_alignment(const GgufValue* value, const std::string& file) {
 
 // The file ends with the last tensor (and its padding), and no two tensors share bytes.
 void check_layout(std::vector<TensorPlace*> places, uint64_t data_size, uint64_t alignment, const std::string& file) {
-  std::sort(places.begin(), places.end(), [](const TensorPlace* a, const TensorPlace* b) { return a->offset < b->offset; });
+  std::sort(places.begin(), places.end(),
+            [](const TensorPlace* a, const TensorPlace* b) { return a->offset < b->offset; });
   uint64_t end = 0;
   for (const TensorPlace* place : places) {
     const std::string where = file + ": tensor " + printable(place->tensor.name);
     if (place->offset % alignment != 0)
       fail(where, ": expected an offset that is a multiple of ", alignment, ", found ", place->offset);
     if (place->offset > data_size || place->size > data_size - place->offset)
-      fail(where, ": expected its ", place->size, " bytes at offset ", place->offset, ", found only ", data_size, " bytes of data");
-    if (place->offset < end) fail(where, ": its data at offset ", place->offset, " overlaps another tensor that ends at ", end);
+      fail(where, ": expected its ", place->size, " bytes at offset ", place->offset, ", found only ", data_size,
+           " bytes of data");
+    if (place->offset < end)
+      fail(where, ": its data at offset ", place->offset, " overlaps another tensor that ends at ", end);
     end = place->offset + place->size;
   }
   if (data_size > align_up(end, alignment))
@@ -194,7 +202,8 @@ void check_layout(std::vector<TensorPlace*> places, uint64_t data_size, uint64_t
 
 void check_magic_and_version(Cursor& cursor) {
   const auto magic = cursor.read<uint32_t>("magic");
-  if (std::memcmp(&magic, "GGUF", 4) != 0) fail(cursor.file(), ": expected a file that begins with \"GGUF\", found another format");
+  if (std::memcmp(&magic, "GGUF", 4) != 0)
+    fail(cursor.file(), ": expected a file that begins with \"GGUF\", found another format");
   const auto version = cursor.read<uint32_t>("version");
   if (version != 0 && (version & 0xffff) == 0)
     fail(cursor.file(), ": expected a little-endian GGUF file, found a big-endian one");
@@ -216,7 +225,8 @@ bool convert_int(const T& value, int64_t* out) {
   return false;
 }
 
-[[noreturn]] void fail_type(const std::string& file, const std::string& key, const char* expected, const GgufValue& found) {
+[[noreturn]] void fail_type(const std::string& file, const std::string& key, const char* expected,
+                            const GgufValue& found) {
   fail(file, ": key ", printable(key), ": expected ", expected, ", found ", type_name(found));
 }
 

@@ -12,11 +12,11 @@
 namespace qat {
 
 // Arrays keep the element type of the file. Metadata order is kept.
-using GgufValue = std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool, std::string, uint64_t,
-                               int64_t, double, std::vector<uint8_t>, std::vector<int8_t>, std::vector<uint16_t>,
-                               std::vector<int16_t>, std::vector<uint32_t>, std::vector<int32_t>, std::vector<float>,
-                               std::vector<bool>, std::vector<std::string>, std::vector<uint64_t>, std::vector<int64_t>,
-                               std::vector<double>>;
+using GgufValue =
+    std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool, std::string, uint64_t, int64_t,
+                 double, std::vector<uint8_t>, std::vector<int8_t>, std::vector<uint16_t>, std::vector<int16_t>,
+                 std::vector<uint32_t>, std::vector<int32_t>, std::vector<float>, std::vector<bool>,
+                 std::vector<std::string>, std::vector<uint64_t>, std::vector<int64_t>, std::vector<double>>;
 using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;
 
 struct GgufTensor {
@@ -43,7 +43,7 @@ class GgufFile {
   double get_float(const std::string& key, double fallback) const;
   bool get_bool(const std::string& key, bool fallback) const;
   // Arrays; a scalar where an array may stand is returned as a vector of one.
-  std::vector<int64_t> get_ints(const std::string& key) const;   // also from a bool array, as 0/1
+  std::vector<int64_t> get_ints(const std::string& key) const;  // also from a bool array, as 0/1
   std::vector<float> get_floats(const std::string& key) const;
   std::vector<std::string> get_strings(const std::string& key) const;
 

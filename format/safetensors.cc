@@ -17,8 +17,9 @@ using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 
-// Looks through JSON before it is built: refuses duplicate keys (nlohmann keeps the last silently) and nesting deeper than the
-// formats here need. (A parser callback could do both, but with one nlohmann takes time quadratic in the number of entries.)
+// Looks through JSON before it is built: refuses duplicate keys (nlohmann keeps the last silently) and nesting deeper
+// than the formats here need. (A parser callback could do both, but with one nlohmann takes time quadratic in the
+// number of entries.)
 class StrictJson : public nlohmann::json_sax<Json> {
  public:
   StrictJson(const std::string& file, size_t max_depth) : file_(file), max_depth_(max_depth) {}
@@ -90,18 +91,22 @@ TensorView read_entry(const std::string& name, const Json& entry, Span<const uin
   if (!bytes) fail(where, ": shape ", shape_text(view.shape), " of ", info->name, " overflows");
 
   const Json& offsets = entry["data_offsets"];
-  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
+  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
+      !offsets[1].is_number_unsigned())
     fail(where, ": data_offsets: expected two sizes, found ", printable(offsets.dump()));
   const auto begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
   if (begin > end || end > data.size())
-    fail(where, ": data_offsets: expected a range within the ", data.size(), " bytes of data, found [", begin, ", ", end, "]");
+    fail(where, ": data_offsets: expected a range within the ", data.size(), " bytes of data, found [", begin, ", ",
+         end, "]");
   if (end - begin != *bytes)
-    fail(where, ": shape ", shape_text(view.shape), " of ", info->name, " is ", *bytes, " bytes, data_offsets say ", end - begin);
+    fail(where, ": shape ", shape_text(view.shape), " of ", info->name, " is ", *bytes, " bytes, data_offsets say ",
+         end - begin);
   view.bytes = data.subspan(begin, end - begin);
   return view;
 }
 
-// The format has no holes, no overlaps and nothing after the last tensor; a file that has was cut, padded or tampered with.
+// The format has no holes, no overlaps and nothing after the last tensor; a file that has was cut, padded or tampered
+// with.
 void check_coverage(std::vector<const TensorView*> tensors, Span<const uint8_t> data, const std::string& file) {
   std::sort(tensors.begin(), tensors.end(), [](const TensorView* a, const TensorView* b) {
     return std::make_pair(a->bytes.begin(), a->bytes.end()) < std::make_pair(b->bytes.begin(), b->bytes.end());
@@ -109,8 +114,9 @@ void check_coverage(std::vector<const TensorView*> tensors, Span<const uint8_t> 
   const uint8_t* expected = data.begin();
   for (const TensorView* tensor : tensors) {
     if (tensor->bytes.begin() != expected)
-      fail(file, ": tensor ", printable(tensor->name), ": expected its data at offset ", expected - data.begin(), ", found ",
-           tensor->bytes.begin() - data.begin(), tensor->bytes.begin() < expected ? " (overlap)" : " (hole)");
+      fail(file, ": tensor ", printable(tensor->name), ": expected its data at offset ", expected - data.begin(),
+           ", found ", tensor->bytes.begin() - data.begin(),
+           tensor->bytes.begin() < expected ? " (overlap)" : " (hole)");
     expected = tensor->bytes.end();
   }
   if (expected != data.end())
@@ -127,8 +133,9 @@ std::string header_text(const std::vector<TensorSpec>& specs, const std::map<std
     QAT_CHECK(info.safetensors != nullptr && bytes && spec.name != "__metadata__");
     const uint64_t end = offset + *bytes;
     QAT_CHECK(end >= offset);
-    header += "," + Json(spec.name).dump() + ":{\"dtype\":\"" + info.safetensors + "\",\"shape\":" + Json(spec.shape).dump() +
-              ",\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(end) + "]}";
+    header += "," + Json(spec.name).dump() + ":{\"dtype\":\"" + info.safetensors +
+              "\",\"shape\":" + Json(spec.shape).dump() + ",\"data_offsets\":[" + std::to_string(offset) + "," +
+              std::to_string(end) + "]}";
     offset = end;
   }
   header += "}";
@@ -181,13 +188,15 @@ void Safetensors::open_shards(const std::string& index) {
     const std::string file = shard.is_string() ? shard.get<std::string>() : "";
     // A plain name in this directory: an index from elsewhere must not make us open other files.
     if (file.empty() || file == "." || file == ".." || file.find_first_of(std::string("/\\\0", 3)) != std::string::npos)
-      fail(index, ": tensor ", printable(name), ": expected the name of a file beside the index, found ", printable(shard.dump()));
+      fail(index, ": tensor ", printable(name), ": expected the name of a file beside the index, found ",
+           printable(shard.dump()));
     shards.insert(file);
   }
   for (const std::string& shard : shards) open_one(path_ + "/" + shard);
   for (const auto& [name, shard] : json["weight_map"].items())
     if (find(name) == nullptr)
-      fail(path_, "/", printable(shard.get<std::string>()), ": expected tensor ", printable(name), " as the index says, found none");
+      fail(path_, "/", printable(shard.get<std::string>()), ": expected tensor ", printable(name),
+           " as the index says, found none");
 }
 
 void Safetensors::open_one(const std::string& path) {
@@ -200,7 +209,8 @@ void Safetensors::open_one(const std::string& path) {
     fail(file, ": expected a safetensors header of at most ", std::min<uint64_t>(kMaxHeaderBytes, bytes.size() - 8),
          " bytes, found length ", header_size);
   const auto* header = reinterpret_cast<const char*>(bytes.data()) + 8;
-  if (header_size == 0 || *header != '{') fail(file, ": expected a safetensors header that begins with {, found something else");
+  if (header_size == 0 || *header != '{')
+    fail(file, ": expected a safetensors header that begins with {, found something else");
   const Json json = parse_json(header, header + header_size, file);
   const Span<const uint8_t> data = bytes.subspan(8 + header_size);
 
@@ -212,7 +222,8 @@ void Safetensors::open_one(const std::string& path) {
     }
     if (!entry.is_object()) fail(file, ": __metadata__: expected an object, found ", entry.type_name());
     for (const auto& [key, value] : entry.items()) {
-      if (!value.is_string()) fail(file, ": __metadata__: ", printable(key), ": expected a string, found ", value.type_name());
+      if (!value.is_string())
+        fail(file, ": __metadata__: ", printable(key), ": expected a string, found ", value.type_name());
       metadata_[key] = value.get<std::string>();
     }
   }
@@ -256,7 +267,8 @@ void to_floats(const TensorView& tensor, int64_t offset, int64_t count, float* o
       for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(load<double>(data, offset + i));
       break;
     default:
-      fail(file, ": tensor ", printable(tensor.name), ": expected F32, F16, BF16 or F64, found ", dtype_name(tensor.dtype));
+      fail(file, ": tensor ", printable(tensor.name), ": expected F32, F16, BF16 or F64, found ",
+           dtype_name(tensor.dtype));
   }
 }
 
@@ -278,7 +290,9 @@ std::vector<int64_t> to_ints(const TensorView& tensor, const std::string& file) 
     case DType::U8: append_ints<uint8_t>(tensor, &out); break;
     case DType::U16: append_ints<uint16_t>(tensor, &out); break;
     case DType::U32: append_ints<uint32_t>(tensor, &out); break;
-    default: fail(file, ": tensor ", printable(tensor.name), ": expected integers of at most 63 bits, found ", dtype_name(tensor.dtype));
+    default:
+      fail(file, ": tensor ", printable(tensor.name), ": expected integers of at most 63 bits, found ",
+           dtype_name(tensor.dtype));
   }
   return out;
 }

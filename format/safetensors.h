@@ -28,7 +28,8 @@ struct TensorView {
 std::string shape_text(const std::vector<int64_t>& shape);  // "[64, 172]"
 
 // One file, or a directory holding model.safetensors or model.safetensors.index.json with its shards.
-// Everything in the header is checked at open: sizes, overlap, overflow, dtype, count x size = bytes. Views are then safe.
+// Everything in the header is checked at open: sizes, overlap, overflow, dtype, count x size = bytes. Views are then
+// safe.
 class Safetensors {
  public:
   explicit Safetensors(const std::string& path);  // throws Error
@@ -61,7 +62,8 @@ struct TensorSpec {
 };
 
 // Streams a file: the header first, then append() the bytes of each tensor in the order of specs (in as many pieces as
-// convenient), then commit(). commit() fails a check if bytes are missing. The header is padded so that data starts at a multiple of 8.
+// convenient), then commit(). commit() fails a check if bytes are missing. The header is padded so that data starts at
+// a multiple of 8.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::string& path, const std::vector<TensorSpec>& specs,

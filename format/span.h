@@ -16,7 +16,8 @@ class Span {
   constexpr Span(T* data, size_t size) : data_(data), size_(size) {}
   // From any contiguous container with data() and size(): std::vector, std::array, std::string, Span<U>.
   template <class C, class = std::enable_if_t<std::is_convertible_v<decltype(std::declval<C&>().data()), T*>>>
-  constexpr Span(C&& container) : data_(container.data()), size_(container.size()) {}  // NOLINT: implicit like std::span
+  constexpr Span(C&& container)
+      : data_(container.data()), size_(container.size()) {}  // NOLINT: implicit like std::span
 
   constexpr T* data() const { return data_; }
   constexpr size_t size() const { return size_; }

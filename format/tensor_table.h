@@ -10,11 +10,29 @@
 namespace qat {
 
 enum class Role {
-  token_embedding, output, output_norm,
-  ple_embedding, ple_model_projection, ple_projection_norm,
-  attention_norm, q, k, v, o, q_norm, k_norm, post_attention_norm,
-  ffn_norm, gate, up, down, post_ffn_norm,
-  ple_gate, ple_projection, post_ple_norm, layer_scalar,
+  token_embedding,
+  output,
+  output_norm,
+  ple_embedding,
+  ple_model_projection,
+  ple_projection_norm,
+  attention_norm,
+  q,
+  k,
+  v,
+  o,
+  q_norm,
+  k_norm,
+  post_attention_norm,
+  ffn_norm,
+  gate,
+  up,
+  down,
+  post_ffn_norm,
+  ple_gate,
+  ple_projection,
+  post_ple_norm,
+  layer_scalar,
 };
 
 enum class TensorKind { embedding, linear, norm, scalar };
@@ -22,10 +40,10 @@ enum class TensorKind { embedding, linear, norm, scalar };
 struct TensorInfo {
   Role role = Role::q;
   TensorKind kind = TensorKind::linear;
-  int layer = -1;               // -1: not part of a layer
-  std::string name;             // canonical: HF's text-only name, "model.layers.3.mlp.up_proj.weight"
-  std::string gguf;             // "blk.3.ffn_up.weight"
-  std::vector<int64_t> shape;   // [out, in] or [n]
+  int layer = -1;              // -1: not part of a layer
+  std::string name;            // canonical: HF's text-only name, "model.layers.3.mlp.up_proj.weight"
+  std::string gguf;            // "blk.3.ffn_up.weight"
+  std::vector<int64_t> shape;  // [out, in] or [n]
   // 2-D weights that a plan may quantize. False for norms, scalars, and per_layer_model_projection (llama-quantize
   // and the mobile schema both keep it float).
   bool quantizable = false;

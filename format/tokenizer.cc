@@ -196,16 +196,11 @@ std::string SubwordTokenizer::decode_token(int32_t id, bool special) const {
   const std::string& token = tokens_[id];
   switch (types_[id]) {
     case TokenType::control:
-    case TokenType::unknown:
-      return special ? token : "";
-    case TokenType::unused:
-      return "";
-    case TokenType::user_defined:
-      return token;
-    case TokenType::byte:
-      return std::string(1, static_cast<char>(byte_of_token(token)));
-    case TokenType::normal:
-      break;
+    case TokenType::unknown: return special ? token : "";
+    case TokenType::unused: return "";
+    case TokenType::user_defined: return token;
+    case TokenType::byte: return std::string(1, static_cast<char>(byte_of_token(token)));
+    case TokenType::normal: break;
   }
   return decode_normal(token);
 }

@@ -64,10 +64,8 @@ class CharacterBpeTokenizer final : public CharacterTokenizer {
     const std::string add_bos = "tokenizer.ggml.add_bos_token";
     const auto entry =
         std::find_if(metadata.begin(), metadata.end(), [&](const auto& e) { return e.first == add_bos; });
-    if (entry == metadata.end())
-      metadata.emplace_back(add_bos, true);
-    else
-      entry->second = true;
+    if (entry == metadata.end()) metadata.emplace_back(add_bos, true);
+    else entry->second = true;
     return metadata;
   }
 

@@ -63,12 +63,9 @@ std::string with_unicode_space(const std::string& regex) {
       continue;
     }
     const char escaped = regex[++i];
-    if (escaped == 's')
-      result += "\\p{White_Space}";
-    else if (escaped == 'S')
-      result += "\\P{White_Space}";
-    else
-      result += {'\\', escaped};
+    if (escaped == 's') result += "\\p{White_Space}";
+    else if (escaped == 'S') result += "\\P{White_Space}";
+    else result += {'\\', escaped};
   }
   return result;
 }
@@ -171,10 +168,8 @@ void split_utf8(std::string_view text, const Valid& valid, const Invalid& invali
       end += character.size;
     }
     const std::string_view part = text.substr(begin, end - begin);
-    if (good)
-      valid(part);
-    else
-      invalid(part);
+    if (good) valid(part);
+    else invalid(part);
   }
 }
 
@@ -264,10 +259,8 @@ class ByteLevelTokenizer final : public SubwordTokenizer {
     for (size_t position = 0; position < token.size();) {
       const std::string_view character = std::string_view(token).substr(position, utf8_char(token, position).size);
       const auto byte = byte_of_spelling_.find(character);
-      if (byte == byte_of_spelling_.end())
-        bytes += character;
-      else
-        bytes += byte->second;
+      if (byte == byte_of_spelling_.end()) bytes += character;
+      else bytes += byte->second;
       position += character.size();
     }
     return bytes;

@@ -7,9 +7,7 @@ namespace {
 
 constexpr size_t kLongestCachedWord = 64;  // bytes
 
-uint64_t join_key(uint32_t left, uint32_t right) {
-  return static_cast<uint64_t>(left) << 32 | right;
-}
+uint64_t join_key(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
 
 }  // namespace
 
@@ -27,10 +25,8 @@ void CharacterTokenizer::add_mergeable(std::string_view token) {
     position += left.size;
     if (position == token.size()) break;
     const Utf8Char right = utf8_char(token, position);
-    if (left.code < 128 && right.code < 128)
-      ascii_joins_[left.code][right.code] = true;
-    else
-      joins_.insert(join_key(left.code, right.code));
+    if (left.code < 128 && right.code < 128) ascii_joins_[left.code][right.code] = true;
+    else joins_.insert(join_key(left.code, right.code));
   }
 }
 

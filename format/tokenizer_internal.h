@@ -35,9 +35,7 @@ inline Utf8Char utf8_char(std::string_view text, size_t position) {
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to);
 std::string byte_token(unsigned byte);      // "<0x0A>"
 int byte_of_token(std::string_view token);  // 0..255, or -1 when the token is not spelled so
-inline std::string quote(std::string_view text) {
-  return "'" + printable(text) + "'";
-}
+inline std::string quote(std::string_view text) { return "'" + printable(text) + "'"; }
 
 // ---- Added tokens -------------------------------------------------------------------------------------------------
 

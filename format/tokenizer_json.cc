@@ -1,7 +1,6 @@
 // tokenizer.json of HF tokenizers: the parts of it that Gemma 4 and the byte-level models use, everything else refused
 // by name.
 #include <cctype>
-
 #include <nlohmann/json.hpp>
 
 #include "format/tokenizer_internal.h"
@@ -260,8 +259,9 @@ void check_model(const Node& model) {
   }
 }
 
-// The converter makes a special token a normal one when tokenizer_config.json does not name it, and llama.cpp then never
-// finds it in text. HF does, whatever the configuration says, so it is a control token here and in the GGUF we write.
+// The converter makes a special token a normal one when tokenizer_config.json does not name it, and llama.cpp then
+// never finds it in text. HF does, whatever the configuration says, so it is a control token here and in the GGUF we
+// write.
 TokenType type_of_added(const AddedToken& token, bool byte_level) {
   if (byte_level) return token.special || looks_special(token.content) ? TokenType::control : TokenType::user_defined;
   return token.special && !is_visible_control(token.content) ? TokenType::control : TokenType::user_defined;
@@ -286,10 +286,8 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& ori
   for (const Node& step : steps(root, "pre_tokenizer", "pretokenizers")) {
     result.byte_level = result.byte_level || step.at("type").text() == "ByteLevel";
   }
-  if (result.byte_level)
-    parse_byte_level(root, model, result.bytes);
-  else
-    parse_character_bpe(root, model, result.character);
+  if (result.byte_level) parse_byte_level(root, model, result.bytes);
+  else parse_character_bpe(root, model, result.character);
 
   // Without a size to hold the ids to, gaps are allowed, but not so that a short file makes a long table.
   const int64_t listed = static_cast<int64_t>(model.at("vocab").json().size() +

@@ -38,9 +38,7 @@ Engine::Engine(Weights weights, const EngineOptions& options)
 
 Engine::~Engine() = default;
 
-const ModelConfig& Engine::config() const {
-  return impl_->transformer.config();
-}
+const ModelConfig& Engine::config() const { return impl_->transformer.config(); }
 
 void Engine::set_input_observer(InputObserver observer, void* user) {
   impl_->transformer.observer = observer;

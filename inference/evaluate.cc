@@ -33,9 +33,7 @@ std::vector<Block> blocks_of(int64_t context) {
   return blocks;
 }
 
-int64_t scored_per_chunk(int64_t context) {
-  return context - 1 - context / 2;
-}
+int64_t scored_per_chunk(int64_t context) { return context - 1 - context / 2; }
 
 // An engine that goes through the chunks, with room for the logits of a block.
 class Reader {
@@ -95,9 +93,7 @@ void for_blocks(const EvalChunks& chunks, const EvalProgress& progress, const Sc
   }
 }
 
-double nll_of(const float* logits, float lse, int32_t token) {
-  return static_cast<double>(lse - logits[token]);
-}
+double nll_of(const float* logits, float lse, int32_t token) { return static_cast<double>(lse - logits[token]); }
 
 }  // namespace
 

@@ -22,9 +22,7 @@ bool has_f16c() {
 
 }  // namespace
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx2 ? "avx2" : "scalar";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx2 ? "avx2" : "scalar"; }
 
 bool isa_supported(Isa isa) {
   if (isa == Isa::scalar) return true;

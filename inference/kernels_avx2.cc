@@ -9,24 +9,14 @@ namespace {
 
 constexpr int64_t kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;  // BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
 
-float half_at(const uint8_t* p) {
-  return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8)));
-}
+float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
 
-__m128i load16(const uint8_t* p) {
-  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-}
-__m256i load32(const uint8_t* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
+__m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+__m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
 // The low 8 and high 8 of 16 signed bytes, as floats.
-__m256 low_floats(__m128i bytes) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-}
-__m256 high_floats(__m128i bytes) {
-  return low_floats(_mm_srli_si128(bytes, 8));
-}
+__m256 low_floats(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
+__m256 high_floats(__m128i bytes) { return low_floats(_mm_srli_si128(bytes, 8)); }
 
 // Sum of 16 codes times x, spread over 8 lanes.
 __m256 dot16(__m128i codes, const float* x) {

@@ -60,9 +60,7 @@ void softcap(float* x, int64_t n, float cap) {
   for (int64_t i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
 }
 
-float max(const float* x, int64_t n) {
-  return *std::max_element(x, x + n);
-}
+float max(const float* x, int64_t n) { return *std::max_element(x, x + n); }
 
 double sum_exp(const float* x, int64_t n, float shift) {
   double sum = 0.0;

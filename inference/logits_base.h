@@ -16,9 +16,7 @@
 namespace qat {
 
 // u16 words of a row.
-inline int64_t base_row_words(int64_t vocab) {
-  return 2 * ((vocab + 1) / 2) + 4;
-}
+inline int64_t base_row_words(int64_t vocab) { return 2 * ((vocab + 1) / 2) + 4; }
 
 // Fills base_row_words(vocab) words; returns log_sum_exp(logits).
 float encode_base_row(const VectorKernels& kernels, const float* logits, int64_t vocab, uint16_t* out);

@@ -11,9 +11,7 @@ constexpr int64_t kDepth = 256;   // columns per pass: a panel of activations (2
 constexpr int64_t kOutputs = 64;  // weight rows decoded at a time (64 KiB): they stay in the second level
 constexpr int64_t kWorthAThread = 1 << 15;  // multiply-adds below which a loop is not worth sharing
 
-int64_t round_up(int64_t n, int64_t step) {
-  return (n + step - 1) / step * step;
-}
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Items per piece: enough to be worth a thread, few enough to give every thread some pieces.
 int64_t piece_of(int64_t items, int64_t work_per_item, int64_t step, int workers) {

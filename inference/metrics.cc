@@ -28,13 +28,9 @@ struct Moments {
   }
 };
 
-Estimate exponential(const Estimate& log) {
-  return {std::exp(log.value), std::exp(log.value) * log.error};
-}
+Estimate exponential(const Estimate& log) { return {std::exp(log.value), std::exp(log.value) * log.error}; }
 
-double root_of(double x) {
-  return x > 0.0 ? std::sqrt(x) : 0.0;
-}
+double root_of(double x) { return x > 0.0 ? std::sqrt(x) : 0.0; }
 
 }  // namespace
 

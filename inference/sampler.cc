@@ -15,9 +15,7 @@ uint64_t split_mix(uint64_t* state) {
   return z ^ (z >> 31);
 }
 
-uint64_t rotate_left(uint64_t x, int k) {
-  return (x << k) | (x >> (64 - k));
-}
+uint64_t rotate_left(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
 
 // Likelier first; equal logits in order of id, so that the order is one on every machine.
 bool likelier(const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) {

@@ -11,9 +11,7 @@ namespace qat {
 namespace {
 
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
-int64_t rows_per_piece(int64_t width) {
-  return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width));
-}
+int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
 
 float* grown(std::vector<float>& buffer, int64_t floats) {
   if (buffer.size() < static_cast<size_t>(floats)) buffer.resize(static_cast<size_t>(floats));

@@ -7,9 +7,7 @@
 namespace qat {
 namespace {
 
-__m256 splat(float x) {
-  return _mm256_set1_ps(x);
-}
+__m256 splat(float x) { return _mm256_set1_ps(x); }
 
 // The first n (1..7) lanes of x; the others are `rest`. Neither reads nor writes past the end.
 __m256i first_lanes(int64_t n) {
@@ -76,9 +74,7 @@ __m256 gelu8(__m256 x) {
   return times_sigmoid(x, _mm256_mul_ps(splat(1.59576912f), cubic));
 }
 
-__m256 silu8(__m256 x) {
-  return times_sigmoid(x, x);
-}
+__m256 silu8(__m256 x) { return times_sigmoid(x, x); }
 
 // x[i] = f(x[i], y[i])
 template <class F>

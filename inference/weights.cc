@@ -25,60 +25,36 @@ void check_type(DType type, const std::string& file, const std::string& tensor) 
 Matrix* matrix_of(Weights& w, const TensorInfo& info) {
   LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
   switch (info.role) {
-    case Role::token_embedding:
-      return &w.embedding;
-    case Role::output:
-      return &w.output;
-    case Role::ple_embedding:
-      return &w.ple_embedding;
-    case Role::ple_model_projection:
-      return &w.ple_model_projection;
-    case Role::q:
-      return &layer->q;
-    case Role::k:
-      return &layer->k;
-    case Role::v:
-      return &layer->v;
-    case Role::o:
-      return &layer->o;
-    case Role::gate:
-      return &layer->gate;
-    case Role::up:
-      return &layer->up;
-    case Role::down:
-      return &layer->down;
-    case Role::ple_gate:
-      return &layer->ple_gate;
-    case Role::ple_projection:
-      return &layer->ple_projection;
-    default:
-      return nullptr;
+    case Role::token_embedding: return &w.embedding;
+    case Role::output: return &w.output;
+    case Role::ple_embedding: return &w.ple_embedding;
+    case Role::ple_model_projection: return &w.ple_model_projection;
+    case Role::q: return &layer->q;
+    case Role::k: return &layer->k;
+    case Role::v: return &layer->v;
+    case Role::o: return &layer->o;
+    case Role::gate: return &layer->gate;
+    case Role::up: return &layer->up;
+    case Role::down: return &layer->down;
+    case Role::ple_gate: return &layer->ple_gate;
+    case Role::ple_projection: return &layer->ple_projection;
+    default: return nullptr;
   }
 }
 
 std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
   LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
   switch (info.role) {
-    case Role::output_norm:
-      return &w.output_norm;
-    case Role::ple_projection_norm:
-      return &w.ple_projection_norm;
-    case Role::attention_norm:
-      return &layer->attention_norm;
-    case Role::q_norm:
-      return &layer->q_norm;
-    case Role::k_norm:
-      return &layer->k_norm;
-    case Role::post_attention_norm:
-      return &layer->post_attention_norm;
-    case Role::ffn_norm:
-      return &layer->ffn_norm;
-    case Role::post_ffn_norm:
-      return &layer->post_ffn_norm;
-    case Role::post_ple_norm:
-      return &layer->post_ple_norm;
-    default:
-      return nullptr;
+    case Role::output_norm: return &w.output_norm;
+    case Role::ple_projection_norm: return &w.ple_projection_norm;
+    case Role::attention_norm: return &layer->attention_norm;
+    case Role::q_norm: return &layer->q_norm;
+    case Role::k_norm: return &layer->k_norm;
+    case Role::post_attention_norm: return &layer->post_attention_norm;
+    case Role::ffn_norm: return &layer->ffn_norm;
+    case Role::post_ffn_norm: return &layer->post_ffn_norm;
+    case Role::post_ple_norm: return &layer->post_ple_norm;
+    default: return nullptr;
   }
 }
 
@@ -172,12 +148,9 @@ Weights from_quantized(const std::string& path) {
 
 Weights load_weights(const std::string& path) {
   switch (detect_model_kind(path)) {
-    case ModelKind::gguf:
-      return from_gguf(path);
-    case ModelKind::hf_directory:
-      return from_hf(path);
-    case ModelKind::quantized_checkpoint:
-      return from_quantized(path);
+    case ModelKind::gguf: return from_gguf(path);
+    case ModelKind::hf_directory: return from_hf(path);
+    case ModelKind::quantized_checkpoint: return from_quantized(path);
   }
   QAT_CHECK(false);
   return {};

@@ -81,14 +81,10 @@ std::string duration_text(double seconds) {
     return text;
   }
   const auto whole = static_cast<long long>(std::llround(std::min(seconds, 3e10)));
-  if (whole < 60)
-    std::snprintf(text, sizeof text, "%lld s", whole);
-  else if (whole < 3600)
-    std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
-  else if (whole < 86400)
-    std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole % 3600 / 60);
-  else
-    std::snprintf(text, sizeof text, "%lld d %02lld h", whole / 86400, whole % 86400 / 3600);
+  if (whole < 60) std::snprintf(text, sizeof text, "%lld s", whole);
+  else if (whole < 3600) std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
+  else if (whole < 86400) std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole % 3600 / 60);
+  else std::snprintf(text, sizeof text, "%lld d %02lld h", whole / 86400, whole % 86400 / 3600);
   return text;
 }
 
@@ -102,10 +98,8 @@ std::string bytes_text(uint64_t bytes) {
     ++unit;
   }
   char text[32];
-  if (unit == 0)
-    std::snprintf(text, sizeof text, "%.0f B", value);
-  else
-    std::snprintf(text, sizeof text, "%.*f %s", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value, units[unit]);
+  if (unit == 0) std::snprintf(text, sizeof text, "%.0f B", value);
+  else std::snprintf(text, sizeof text, "%.*f %s", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value, units[unit]);
   return text;
 }
 
@@ -133,9 +127,7 @@ ProgressBar::ProgressBar(std::string label, int64_t total)
       start_(Clock::now()),
       last_(start_) {}
 
-ProgressBar::~ProgressBar() {
-  clear();
-}
+ProgressBar::~ProgressBar() { clear(); }
 
 void ProgressBar::clear() {
   if (drawn_ && terminal_) std::fputs("\r\033[K", stderr);

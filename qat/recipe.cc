@@ -134,18 +134,10 @@ std::string quoted(const std::string& text) {
 }
 
 // A value as TOML, which is also how errors show it.
-std::string value_text(const std::string& value) {
-  return quoted(value);
-}
-std::string value_text(int64_t value) {
-  return std::to_string(value);
-}
-std::string value_text(uint64_t value) {
-  return std::to_string(value);
-}
-std::string value_text(bool value) {
-  return value ? "true" : "false";
-}
+std::string value_text(const std::string& value) { return quoted(value); }
+std::string value_text(int64_t value) { return std::to_string(value); }
+std::string value_text(uint64_t value) { return std::to_string(value); }
+std::string value_text(bool value) { return value ? "true" : "false"; }
 std::string value_text(double value) {
   std::string text = number_text(value);
   if (text.find_first_of(".einf") == std::string::npos) text += ".0";  // TOML tells 1.0 from 1
@@ -173,9 +165,7 @@ std::string bounds_text(const Bounds& bounds) {
   return "";
 }
 
-std::string key_text(const Key& key) {
-  return std::string("[") + key.section + "] " + key.name;
-}
+std::string key_text(const Key& key) { return std::string("[") + key.section + "] " + key.name; }
 
 // --- TOML to fields ---
 
@@ -272,9 +262,7 @@ bool is_section(const std::string& name) {
   return false;
 }
 
-std::string sections_text() {
-  return "[model], [quantization], [data], [train]";
-}
+std::string sections_text() { return "[model], [quantization], [data], [train]"; }
 
 // The key of this name in this section (any section when empty); throws Error with what was probably meant.
 const Key& key_at(const std::string& section, const std::string& name, const std::string& place) {
@@ -351,9 +339,7 @@ Recipe recipe_from_toml(const std::string& text, const std::string& origin) {
   return recipe;
 }
 
-Recipe recipe_from_file(const std::string& path) {
-  return recipe_from_toml(read_file(path, 1 << 20), path);
-}
+Recipe recipe_from_file(const std::string& path) { return recipe_from_toml(read_file(path, 1 << 20), path); }
 
 void recipe_set(Recipe& recipe, const std::string& assignment) {
   const std::string place = "--set " + assignment;

@@ -1,10 +1,10 @@
 // What a user sees when something is wrong: one line, naming the place.
 #pragma once
 
-#include <string>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <string>
 
 #include "format/error.h"
 
@@ -24,7 +24,8 @@ void expect_error(Work work, const std::string& fragment) {
   ADD_FAILURE() << "expected an Error with \"" << fragment << "\", found none";
 }
 
-// True when `work` succeeded or threw Error: what damaged input may do. Anything else (a crash, another exception) may not.
+// True when `work` succeeded or threw Error: what damaged input may do. Anything else (a crash, another exception) may
+// not.
 template <class Work>
 bool succeeds_or_errs(Work work) {
   try {

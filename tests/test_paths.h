@@ -2,12 +2,12 @@
 // repository (or QAT_SHARED). Tests that need it skip, and say so, when it is absent.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
-
-#include <gtest/gtest.h>
 
 namespace qat {
 
@@ -17,8 +17,8 @@ inline std::string shared_path(const std::string& relative) {
   return root + "/" + relative;
 }
 
-#define QAT_NEED_SHARED(relative)                                                             \
-  if (!std::filesystem::exists(::qat::shared_path(relative)))                                 \
+#define QAT_NEED_SHARED(relative)                             \
+  if (!std::filesystem::exists(::qat::shared_path(relative))) \
   GTEST_SKIP() << "needs " << ::qat::shared_path(relative) << " (set QAT_SHARED to its parent)"
 
 // Writes a file without the care (and the sync, slow in a loop) of write_file().

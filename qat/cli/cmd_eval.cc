@@ -99,14 +99,10 @@ EvalReport evaluate(const EvalOptions& options, bool saved) {
     throw_if_interrupted();
   };
   EvalReport report;
-  if (saved)
-    report.kl = kl_divergence(*model.engine, options.base, progress);
-  else if (!options.base.empty())
-    report.kl = run_against_model(model, options, text, chunks, progress);
-  else if (!options.save_base.empty())
-    report.model = save_base(*model.engine, chunks, options.save_base, progress);
-  else
-    report.model = perplexity(*model.engine, chunks, progress);
+  if (saved) report.kl = kl_divergence(*model.engine, options.base, progress);
+  else if (!options.base.empty()) report.kl = run_against_model(model, options, text, chunks, progress);
+  else if (!options.save_base.empty()) report.model = save_base(*model.engine, chunks, options.save_base, progress);
+  else report.model = perplexity(*model.engine, chunks, progress);
   bar.finish();
   if (report.kl) report.model = {report.kl->ppl_q, std::log(report.kl->ppl_q.value), report.kl->tokens};
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -251,8 +247,7 @@ void run_eval(EvalOptions options) {
   const EvalReport report = evaluate(options, saved);
   if (options.json)
     std::printf("%s\n", report_json(options, report).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-  else
-    print_report(options, report);
+  else print_report(options, report);
 }
 
 }  // namespace

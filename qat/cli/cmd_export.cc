@@ -43,10 +43,8 @@ void run_export(const ExportOptions& options) {
         bytes_text(done));
     throw_if_interrupted();
   };
-  if (kind == ModelKind::quantized_checkpoint)
-    export_gguf(options.model, options.out, progress);
-  else
-    export_gguf_float(options.model, float_type(options), options.out, progress);
+  if (kind == ModelKind::quantized_checkpoint) export_gguf(options.model, options.out, progress);
+  else export_gguf_float(options.model, float_type(options), options.out, progress);
   bar.finish();
   std::printf("%s: %s\n", options.out.c_str(), bytes_text(model_size_bytes(options.out)).c_str());
 }

@@ -102,10 +102,8 @@ Json read_config(const InitOptions& options) {
 
 void check_tokenizer(const InitOptions& options, int64_t vocab) {
   constexpr int64_t kByteTokens = 260;
-  if (!options.tokenizer_from.empty())
-    tokenizer_from_hf(options.tokenizer_from, vocab);
-  else if (vocab < kByteTokens)
-    fail("--tokenizer bytes has ", kByteTokens, " tokens, the model ", vocab);
+  if (!options.tokenizer_from.empty()) tokenizer_from_hf(options.tokenizer_from, vocab);
+  else if (vocab < kByteTokens) fail("--tokenizer bytes has ", kByteTokens, " tokens, the model ", vocab);
 }
 
 void write_tokenizer_files(const InitOptions& options, const std::string& directory) {
@@ -179,10 +177,8 @@ int64_t write_weights(const InitOptions& options, const ModelConfig& config, flo
       const int64_t end = std::min(rows, row + step);
       const auto count = static_cast<size_t>((end - row) * cols);
       values.resize(std::max(values.size(), count));
-      if (info.shape.size() < 2)
-        std::fill(values.begin(), values.end(), initial_constant(config, info));
-      else
-        fill_rows(options, deviation, {t, row, end, cols}, values.data());
+      if (info.shape.size() < 2) std::fill(values.begin(), values.end(), initial_constant(config, info));
+      else fill_rows(options, deviation, {t, row, end, cols}, values.data());
       append_floats(writer, dtype, values, count);
       done += static_cast<int64_t>(count);
       bar.update(done);

@@ -17,9 +17,7 @@ struct InspectOptions {
   bool tensors = true, metadata = false, json = false;
 };
 
-double bits(uint64_t bytes, uint64_t weights) {
-  return Totals{1, weights, bytes}.bits_per_weight();
-}
+double bits(uint64_t bytes, uint64_t weights) { return Totals{1, weights, bytes}.bits_per_weight(); }
 
 const char* kind_text(const std::string& kind) {
   if (kind == "gguf") return "GGUF file";
@@ -180,8 +178,7 @@ void run_inspect(const InspectOptions& options) {
   for (const std::string& notice : summary.notices) std::fprintf(stderr, "%s\n", notice.c_str());
   if (options.json)
     std::printf("%s\n", summary_json(summary, options).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-  else
-    print_summary(summary, options);
+  else print_summary(summary, options);
 }
 
 }  // namespace

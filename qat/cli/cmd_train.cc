@@ -121,9 +121,7 @@ void write_teacher_data(const Recipe& recipe) {
 
 // --- The trainer ---
 
-bool is_program(const fs::path& path) {
-  return fs::is_regular_file(path) && access(path.c_str(), X_OK) == 0;
-}
+bool is_program(const fs::path& path) { return fs::is_regular_file(path) && access(path.c_str(), X_OK) == 0; }
 
 // Beside this executable, in ../libexec, or in PATH; empty when there is none.
 fs::path find_trainer() {
@@ -162,10 +160,8 @@ void run_train(const TrainOptions& options) {
          " is neither beside this program nor in PATH: this build has no training; install LibTorch and build with "
          "-DQAT_TRAINING=ON (README.md)");
   }
-  if (options.resume)
-    check_resumable(recipe);
-  else
-    check_startable(recipe);
+  if (options.resume) check_resumable(recipe);
+  else check_startable(recipe);
   check_inputs(recipe);
   std::error_code error;
   fs::create_directories(recipe.out, error);

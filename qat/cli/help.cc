@@ -11,10 +11,8 @@ constexpr size_t kWidth = 100;  // columns in all
 // "  --tokens N [128]    what it is", the text wrapped beside the names.
 std::string entry(const std::string& names, const std::string& description) {
   std::string out = "  " + names;
-  if (out.size() + 2 > kNames)
-    out += "\n" + std::string(kNames, ' ');
-  else
-    out.append(kNames - out.size(), ' ');
+  if (out.size() + 2 > kNames) out += "\n" + std::string(kNames, ' ');
+  else out.append(kNames - out.size(), ' ');
   size_t column = kNames;
   std::istringstream words(description);
   for (std::string word; words >> word;) {

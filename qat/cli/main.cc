@@ -133,6 +133,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace qat
 
-int main(int argc, char** argv) {
-  return qat::run(argc, argv);
-}
+int main(int argc, char** argv) { return qat::run(argc, argv); }

@@ -17,9 +17,7 @@ namespace {
 
 volatile std::sig_atomic_t g_signal = 0;
 
-extern "C" void note_signal(int signal) {
-  g_signal = signal;
-}
+extern "C" void note_signal(int signal) { g_signal = signal; }
 
 void set_handler(void (*handler)(int), int flags) {
   struct sigaction action {};
@@ -150,9 +148,7 @@ InterruptGuard::InterruptGuard() {
   g_signal = 0;
   set_handler(note_signal, static_cast<int>(SA_RESETHAND));
 }
-InterruptGuard::~InterruptGuard() {
-  set_handler(SIG_DFL, 0);
-}
+InterruptGuard::~InterruptGuard() { set_handler(SIG_DFL, 0); }
 
 void throw_if_interrupted() {
   if (g_signal != 0) throw Interrupted{g_signal};

@@ -43,7 +43,8 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
                                                       /*create_graph=*/false, /*allow_unused=*/true);
     variable_list gradients = {torch::Tensor()};  // of `function`
     size_t next = 0;
-    for (const torch::Tensor& input : inputs) gradients.push_back(input.requires_grad() ? found[next++] : torch::Tensor());
+    for (const torch::Tensor& input : inputs)
+      gradients.push_back(input.requires_grad() ? found[next++] : torch::Tensor());
     return gradients;
   }
 };

@@ -51,7 +51,8 @@ inline void tile(Left a, const float* b, int64_t ldb, int64_t depth, float* c, i
     for (int j = 0; j < Vectors; ++j) store(c + r * ldc + 8 * j, sum[r][j]);
 }
 
-void tail_columns(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c, int64_t ldc, bool add) {
+void tail_columns(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c,
+                  int64_t ldc, bool add) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t j = 0; j < columns; ++j) {
       float sum = add ? c[r * ldc + j] : 0.0f;
@@ -69,7 +70,8 @@ void band(Left a, const float* b, int64_t ldb, int64_t columns, int64_t depth, f
 }
 
 // C (rows x columns) = A (rows x depth) B (depth x columns), or += with `add`.
-void multiply(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c, int64_t ldc, bool add) {
+void multiply(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns, int64_t depth, float* c, int64_t ldc,
+              bool add) {
   int64_t r = 0;
   const auto at = [&](int64_t row) { return Left{a.data + row * a.row, a.row, a.col}; };
   for (; r + 8 <= rows && columns < 16; r += 8) band<8>(at(r), b, ldb, columns, depth, c + r * ldc, ldc, add);
@@ -80,11 +82,11 @@ void multiply(Left a, const float* b, int64_t ldb, int64_t rows, int64_t columns
 inline float largest_lane(Vec8 v) { return std::max({v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}); }
 inline float sum_lanes(Vec8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
-// e^x for x <= 0, relative error about 1e-7: 2^n times a degree-7 polynomial on [-ln2/2, ln2/2]; 0 below -87. Vectors by hand:
-// GCC leaves the loop scalar.
+// e^x for x <= 0, relative error about 1e-7: 2^n times a degree-7 polynomial on [-ln2/2, ln2/2]; 0 below -87. Vectors
+// by hand: GCC leaves the loop scalar.
 inline Vec8 exp_negative(Vec8 x) {
   const Vec8 lowest = Vec8{} - 87.0f;
-  const Vec8 clamped = x < lowest ? lowest : x;  // NaN stays NaN
+  const Vec8 clamped = x < lowest ? lowest : x;              // NaN stays NaN
   const Vec8 shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
   const Vec8 n = shifted - 12582912.0f;
   const Vec8 r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -138,7 +140,8 @@ float dot(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
-// The part of k or v that a task uses, (length, head_dim) rows `stride` apart, copied as its transpose (head_dim, length).
+// The part of k or v that a task uses, (length, head_dim) rows `stride` apart, copied as its transpose (head_dim,
+// length).
 std::vector<float> transposed(const float* x, int64_t length, int64_t head_dim, int64_t stride) {
   std::vector<float> out(static_cast<size_t>(length * head_dim));
   for (int64_t t = 0; t < length; ++t)
@@ -150,9 +153,14 @@ std::vector<float> transposed(const float* x, int64_t length, int64_t head_dim, 
 struct Place {
   int64_t batch, kv_head, q_stride, kv_stride, kv_offset;
   Place(const AttentionShape& s, int64_t task)
-      : batch(task / s.kv_heads), kv_head(task % s.kv_heads), q_stride(s.heads * s.head_dim), kv_stride(s.kv_heads * s.head_dim),
+      : batch(task / s.kv_heads),
+        kv_head(task % s.kv_heads),
+        q_stride(s.heads * s.head_dim),
+        kv_stride(s.kv_heads * s.head_dim),
         kv_offset(batch * s.length * kv_stride + kv_head * s.head_dim) {}
-  int64_t q_offset(const AttentionShape& s, int64_t head) const { return batch * s.length * q_stride + head * s.head_dim; }
+  int64_t q_offset(const AttentionShape& s, int64_t head) const {
+    return batch * s.length * q_stride + head * s.head_dim;
+  }
 };
 
 // A block of queries and the keys that any of them sees.
@@ -160,8 +168,10 @@ struct Block {
   int64_t first, count;  // queries
   int64_t low, keys;     // keys [low, low + keys)
   Block(const AttentionShape& s, int64_t begin)
-      : first(begin), count(std::min(kQueries, s.length - begin)),
-        low(s.window > 0 ? std::max<int64_t>(0, begin - s.window + 1) : 0), keys(begin + count - low) {}
+      : first(begin),
+        count(std::min(kQueries, s.length - begin)),
+        low(s.window > 0 ? std::max<int64_t>(0, begin - s.window + 1) : 0),
+        keys(begin + count - low) {}
   // Keys that query r of the block sees, relative to low.
   int64_t visible_begin(const AttentionShape& s, int64_t r) const {
     return s.window > 0 ? std::max<int64_t>(0, first + r - s.window + 1 - low) : 0;
@@ -170,8 +180,10 @@ struct Block {
 };
 
 // Scaled scores of the block's queries, (count, keys); what a query does not see is not meaningful.
-void block_scores(const AttentionShape& s, const Block& block, const float* q, int64_t q_stride, const float* k_transposed, float* scores) {
-  multiply({q + block.first * q_stride, q_stride, 1}, k_transposed + block.low, s.length, block.count, block.keys, s.head_dim, scores, block.keys, false);
+void block_scores(const AttentionShape& s, const Block& block, const float* q, int64_t q_stride,
+                  const float* k_transposed, float* scores) {
+  multiply({q + block.first * q_stride, q_stride, 1}, k_transposed + block.low, s.length, block.count, block.keys,
+           s.head_dim, scores, block.keys, false);
   for (int64_t i = 0; i < block.count * block.keys; ++i) scores[i] *= s.scale;
 }
 
@@ -190,7 +202,8 @@ bool cpu_attention_available() {
 #endif
 }
 
-void cpu_attention_forward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v, float* out, float* softmax) {
+void cpu_attention_forward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v,
+                           float* out, float* softmax) {
   const Place place(s, task);
   const std::vector<float> kt = transposed(k + place.kv_offset, s.length, s.head_dim, place.kv_stride);
   const float* values = v + place.kv_offset;
@@ -213,14 +226,15 @@ void cpu_attention_forward(const AttentionShape& s, int64_t task, const float* q
         kept[0] = largest;
         kept[1] = inverse;
       }
-      multiply({scores.data(), block.keys, 1}, values + block.low * place.kv_stride, place.kv_stride, block.count, s.head_dim, block.keys,
-               out + offset + block.first * place.q_stride, place.q_stride, false);
+      multiply({scores.data(), block.keys, 1}, values + block.low * place.kv_stride, place.kv_stride, block.count,
+               s.head_dim, block.keys, out + offset + block.first * place.q_stride, place.q_stride, false);
     }
   }
 }
 
-void cpu_attention_backward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v, const float* out,
-                            const float* softmax, const float* dout, float* dq, float* dk, float* dv) {
+void cpu_attention_backward(const AttentionShape& s, int64_t task, const float* q, const float* k, const float* v,
+                            const float* out, const float* softmax, const float* dout, float* dq, float* dk,
+                            float* dv) {
   const Place place(s, task);
   const int64_t d = s.head_dim, kv_stride = place.kv_stride, q_stride = place.q_stride;
   const std::vector<float> kt = transposed(k + place.kv_offset, s.length, d, kv_stride);
@@ -252,9 +266,12 @@ void cpu_attention_backward(const AttentionShape& s, int64_t task, const float* 
         clear_unseen(s, block, r, row);
         clear_unseen(s, block, r, gradient);
       }
-      multiply({ds.data(), keys, 1}, k + place.kv_offset + block.low * kv_stride, kv_stride, block.count, d, keys, dq + at, q_stride, false);
-      multiply({ds.data(), 1, keys}, q + at, q_stride, keys, d, block.count, dk_rows + block.low * kv_stride, kv_stride, true);
-      multiply({p.data(), 1, keys}, dout + at, q_stride, keys, d, block.count, dv_rows + block.low * kv_stride, kv_stride, true);
+      multiply({ds.data(), keys, 1}, k + place.kv_offset + block.low * kv_stride, kv_stride, block.count, d, keys,
+               dq + at, q_stride, false);
+      multiply({ds.data(), 1, keys}, q + at, q_stride, keys, d, block.count, dk_rows + block.low * kv_stride, kv_stride,
+               true);
+      multiply({p.data(), 1, keys}, dout + at, q_stride, keys, d, block.count, dv_rows + block.low * kv_stride,
+               kv_stride, true);
     }
   }
 }

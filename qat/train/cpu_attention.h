@@ -1,5 +1,6 @@
-// Causal attention on the CPU without the [length, length] tensors: forward and gradient as plain loops over blocks of queries.
-// At the sizes that train on a CPU (heads of 8 to 512) those tensors, not the matrix products, were most of a step.
+// Causal attention on the CPU without the [length, length] tensors: forward and gradient as plain loops over blocks of
+// queries. At the sizes that train on a CPU (heads of 8 to 512) those tensors, not the matrix products, were most of a
+// step.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +20,11 @@ bool cpu_attention_available();  // the processor has AVX2 and FMA
 // Task t in [0, tasks()) fills its part of out and of softmax (batch, heads, length, 2): each query's largest
 // score and 1 / the sum of exponentials. (Their logarithm in one number would lose digits that the gradient shows.)
 // Tasks touch disjoint memory, so they may run in any order and on any thread.
-void cpu_attention_forward(const AttentionShape& shape, int64_t task, const float* q, const float* k, const float* v, float* out, float* softmax);
+void cpu_attention_forward(const AttentionShape& shape, int64_t task, const float* q, const float* k, const float* v,
+                           float* out, float* softmax);
 
 // Gradients of q, k, v for the gradient of out. dq, dk, dv are overwritten.
-void cpu_attention_backward(const AttentionShape& shape, int64_t task, const float* q, const float* k, const float* v, const float* out,
-                            const float* softmax, const float* dout, float* dq, float* dk, float* dv);
+void cpu_attention_backward(const AttentionShape& shape, int64_t task, const float* q, const float* k, const float* v,
+                            const float* out, const float* softmax, const float* dout, float* dq, float* dk, float* dv);
 
 }  // namespace qat

@@ -1,11 +1,11 @@
 #include "qat/train/data.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <numeric>
-
-#include <xxhash.h>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -34,7 +34,8 @@ std::vector<std::string> text_files(const std::string& entry) {
 
 void check_ids(const std::vector<int32_t>& ids, int64_t vocab, const std::string& origin) {
   for (const int32_t id : ids)
-    if (id < 0 || id >= vocab) fail(origin, ": expected token ids below the model's vocabulary of ", vocab, ", found ", id);
+    if (id < 0 || id >= vocab)
+      fail(origin, ": expected token ids below the model's vocabulary of ", vocab, ", found ", id);
 }
 
 Sequences pack_text(const std::string& entry, int64_t length, int64_t vocab, const Tokenizer& tokenizer) {
@@ -63,7 +64,8 @@ Sequences pack_text(const std::string& entry, int64_t length, int64_t vocab, con
 }
 
 Sequences read_samples(const std::string& path, int64_t length, int64_t vocab) {
-  if (!fs::exists(path)) fail(path, ": not found: data \"teacher\" is what the teacher wrote; `qat train` makes this file");
+  if (!fs::exists(path))
+    fail(path, ": not found: data \"teacher\" is what the teacher wrote; `qat train` makes this file");
   const Safetensors file(path);
   const TensorView& ids = file.at("input_ids");
   if (ids.shape.size() != 2 || ids.shape[0] < 1 || ids.shape[1] != length)
@@ -105,7 +107,9 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
   Sequences all;
   all.length = recipe.sequence;
   for (const std::string& entry : recipe.data) {
-    const Sequences part = entry == "teacher" ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence, config.vocab) : pack(entry);
+    const Sequences part =
+        entry == "teacher" ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence, config.vocab)
+                           : pack(entry);
     all.tokens.insert(all.tokens.end(), part.tokens.begin(), part.tokens.end());
   }
   TrainingData data;
@@ -114,7 +118,9 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
     held_out = pack(recipe.eval_text);
   } else {
     const int64_t kept = all.count() - (all.count() + 99) / 100;
-    if (kept < 1) fail("data: expected at least two sequences, one of them to hold out, found ", all.count(), "; or give eval_text");
+    if (kept < 1)
+      fail("data: expected at least two sequences, one of them to hold out, found ", all.count(),
+           "; or give eval_text");
     held_out.length = recipe.sequence;
     held_out.tokens.assign(all.tokens.begin() + static_cast<std::ptrdiff_t>(kept * recipe.sequence), all.tokens.end());
     all.tokens.resize(static_cast<size_t>(kept * recipe.sequence));

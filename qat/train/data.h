@@ -23,14 +23,14 @@ struct TrainingData {
   uint64_t hash = 0;  // of both, so that a resumed run can tell that its data is the same
 };
 
-// Reads recipe.data in order. Text is tokenized by the tokenizer of recipe.model and packed: each sequence is BOS, where the
-// tokenizer adds one, and the next tokens of the text. "teacher" is OUT/teacher_samples.safetensors (input_ids, whole sequences).
-// Without eval_text the last 1 % of the sequences, at least one, are held out. Throws Error: no text, text shorter than one
-// sequence, ids outside the vocabulary, samples of another length.
+// Reads recipe.data in order. Text is tokenized by the tokenizer of recipe.model and packed: each sequence is BOS,
+// where the tokenizer adds one, and the next tokens of the text. "teacher" is OUT/teacher_samples.safetensors
+// (input_ids, whole sequences). Without eval_text the last 1 % of the sequences, at least one, are held out. Throws
+// Error: no text, text shorter than one sequence, ids outside the vocabulary, samples of another length.
 TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config);
 
-// Which sequence comes when: a permutation of [0, count) per epoch, drawn from (seed, epoch) alone, so that a position is all
-// the state there is.
+// Which sequence comes when: a permutation of [0, count) per epoch, drawn from (seed, epoch) alone, so that a position
+// is all the state there is.
 class DataOrder {
  public:
   DataOrder(int64_t count, uint64_t seed) : count_(count), seed_(seed) {}

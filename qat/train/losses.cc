@@ -29,7 +29,8 @@ Tensor raw_logits(const Tensor& hidden, const HeadInput& head) {
 }
 Tensor soften(const Tensor& z, const HeadInput& head) { return head.softcap > 0.0 ? z * head.softcap : z; }
 
-// Losses of tokens [begin, begin + count). With `gradient`, returns d(total)/d(student hidden * weight^T), (count, vocab).
+// Losses of tokens [begin, begin + count). With `gradient`, returns d(total)/d(student hidden * weight^T), (count,
+// vocab).
 Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with_target, bool gradient, Sums& sums) {
   const double temperature = p.options.temperature;
   const int64_t tokens = p.student.hidden.size(0);
@@ -44,14 +45,18 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
     const Tensor probability = teacher.exp();
     sums.kl += (teacher.sub_(student)).mul_(probability).sum(torch::kFloat64);
     // d(T^2 KL)/d(logits) = T (p_student - p_teacher)
-    if (gradient) result = student.exp().sub_(probability).mul_(p.options.kl * temperature / static_cast<double>(tokens));
+    if (gradient)
+      result = student.exp().sub_(probability).mul_(p.options.kl * temperature / static_cast<double>(tokens));
   }
   const Tensor targets = p.targets.narrow(0, begin, count);
   const Tensor counted = targets >= 0;
   const Tensor index = targets.clamp_min(0).unsqueeze(1);
-  sums.cross_entropy -= log_probability.gather(1, index).squeeze(1).masked_fill(counted.logical_not(), 0.0).sum(torch::kFloat64);
+  sums.cross_entropy -=
+      log_probability.gather(1, index).squeeze(1).masked_fill(counted.logical_not(), 0.0).sum(torch::kFloat64);
   if (gradient && p.options.ce != 0.0) {
-    const Tensor weight = counted.to(log_probability.scalar_type()).mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1))).unsqueeze(1);
+    const Tensor weight = counted.to(log_probability.scalar_type())
+                              .mul_(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1)))
+                              .unsqueeze(1);
     const Tensor of_ce = log_probability.exp().mul_(weight).scatter_add_(1, index, -weight);
     result = result.defined() ? result.add_(of_ce) : of_ce;
   }
@@ -61,7 +66,8 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
 
 // Inputs: student hidden and weight (differentiable). Outputs: total, and the two means as float64 scalars.
 struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
-  static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight, const Problem* problem) {
+  static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
+                               const Problem* problem) {
     const bool gradient = hidden.requires_grad() || weight.requires_grad();
     const int64_t tokens = hidden.size(0);
     const int64_t with_target = (problem->targets >= 0).sum().item<int64_t>();
@@ -99,7 +105,8 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
 
 }  // namespace
 
-Losses head_losses(const HeadInput& student, const HeadInput* teacher, const Tensor& targets, const LossOptions& options) {
+Losses head_losses(const HeadInput& student, const HeadInput* teacher, const Tensor& targets,
+                   const LossOptions& options) {
   QAT_CHECK(student.hidden.dim() == 2 && targets.numel() == student.hidden.size(0));
   const bool gradient = torch::GradMode::is_enabled();
   Problem problem{{student.hidden.detach(), student.weight.detach(), student.softcap}, teacher, targets, options};
@@ -108,9 +115,9 @@ Losses head_losses(const HeadInput& student, const HeadInput* teacher, const Ten
     frozen = {teacher->hidden.detach(), teacher->weight.detach(), teacher->softcap};
     problem.teacher = &frozen;
   }
-  const variable_list outputs =
-      gradient ? ChunkedLosses::apply(student.hidden, student.weight, &problem)
-               : ChunkedLosses::apply(problem.student.hidden, problem.student.weight, &problem);
+  const variable_list outputs = gradient
+                                    ? ChunkedLosses::apply(student.hidden, student.weight, &problem)
+                                    : ChunkedLosses::apply(problem.student.hidden, problem.student.weight, &problem);
   Losses losses;
   losses.total = outputs[0];
   losses.kl = outputs[1].item<double>();

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-
 #include <nlohmann/json.hpp>
 
 #include "format/error.h"
@@ -34,7 +33,9 @@ std::vector<MetricsLine> read_lines(const std::string& path, int64_t last_step) 
   std::ifstream file(path);
   for (std::string text; std::getline(file, text);) {
     const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number() || json["step"].get<double>() > static_cast<double>(last_step)) continue;
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number() ||
+        json["step"].get<double>() > static_cast<double>(last_step))
+      continue;
     MetricsLine line;
     for (const auto& [name, value] : json.items())
       if (value.is_number()) line[name] = value.get<double>();

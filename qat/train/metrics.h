@@ -16,8 +16,8 @@ using MetricsLine = std::map<std::string, double>;
 
 class MetricsLog {
  public:
-  // Keeps the lines up to `last_step` of an earlier run in OUT (0: none) and begins the files again from them. So a resumed
-  // run's files look as if it had never been stopped, and events are a copy of metrics.jsonl, never more.
+  // Keeps the lines up to `last_step` of an earlier run in OUT (0: none) and begins the files again from them. So a
+  // resumed run's files look as if it had never been stopped, and events are a copy of metrics.jsonl, never more.
   MetricsLog(const std::string& out, int64_t last_step);
   ~MetricsLog();
   void add(int64_t step, MetricsLine values);

@@ -10,7 +10,8 @@
 namespace qat {
 namespace {
 
-// Rows of a table scaled: (batch, length, width). As in transformers, the padding token's row gets no gradient from here.
+// Rows of a table scaled: (batch, length, width). As in transformers, the padding token's row gets no gradient from
+// here.
 torch::Tensor embed(const torch::Tensor& table, const torch::Tensor& ids, int64_t padding_id, double scale) {
   const torch::Tensor rows = torch::embedding(table, ids, padding_id);
   return scale == 1.0 ? rows : rows * scale;
@@ -33,9 +34,11 @@ struct LayerOutput {
   torch::Tensor k, v;  // (batch, length, kv_heads, head_dim), normalized and rotated
 };
 
-// One decoder layer. ple: undefined when the model has none. k, v: those of the source layer, undefined when the layer owns its own.
-LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w, const Positions& positions,
-                          torch::Tensor h, const torch::Tensor& ple, torch::Tensor k, torch::Tensor v) {
+// One decoder layer. ple: undefined when the model has none. k, v: those of the source layer, undefined when the layer
+// owns its own.
+LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w,
+                          const Positions& positions, torch::Tensor h, const torch::Tensor& ple, torch::Tensor k,
+                          torch::Tensor v) {
   const auto norm = [&](const torch::Tensor& x, Role role) { return rms_norm(x, w[role], c.eps, c.norm_plus_one); };
   const torch::Tensor& cos = layer.sliding ? positions.cos_sliding : positions.cos_full;
   const torch::Tensor& sin = layer.sliding ? positions.sin_sliding : positions.sin_full;
@@ -55,12 +58,14 @@ LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const 
     if (c.v_norm()) v = rms_norm(v, {}, c.eps, false);
     k = rotate(k, cos, sin);
   }
-  torch::Tensor attended = at::linear(attention(q, k, v, mask, layer.sliding ? c.sliding_window : 0, c.attention_scale), w[Role::o]);
+  torch::Tensor attended =
+      at::linear(attention(q, k, v, mask, layer.sliding ? c.sliding_window : 0, c.attention_scale), w[Role::o]);
   if (c.sandwich_norms()) attended = norm(attended, Role::post_attention_norm);
   h = h + attended;
 
   const torch::Tensor f = norm(h, Role::ffn_norm);
-  const torch::Tensor gated = gated_activation(at::linear(f, w[Role::gate]), at::linear(f, w[Role::up]), c.gated_gelu());
+  const torch::Tensor gated =
+      gated_activation(at::linear(f, w[Role::gate]), at::linear(f, w[Role::up]), c.gated_gelu());
   torch::Tensor fed = at::linear(gated, w[Role::down]);
   if (c.sandwich_norms()) fed = norm(fed, Role::post_ffn_norm);
   h = h + fed;
@@ -85,7 +90,8 @@ LayerOutput checkpointed_layer(const ModelConfig& c, const LayerConfig& layer, c
   for (const torch::Tensor& x : weights.all())
     if (x.defined()) inputs.push_back(x);
   const bool has_ple = ple.defined(), shares_kv = k.defined();
-  const auto run = [=, &c, &layer, &positions](const torch::autograd::variable_list& list) -> torch::autograd::variable_list {
+  const auto run = [=, &c, &layer,
+                    &positions](const torch::autograd::variable_list& list) -> torch::autograd::variable_list {
     size_t next = 1;
     const torch::Tensor ple_in = has_ple ? list[next++] : torch::Tensor();
     const torch::Tensor k_in = shares_kv ? list[next++] : torch::Tensor();

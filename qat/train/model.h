@@ -28,10 +28,14 @@ class TensorsByRole {
 struct ForwardWeights {
   TensorsByRole global;
   std::vector<TensorsByRole> layers;
-  torch::Tensor& at(const TensorInfo& info) { return (info.layer < 0 ? global : layers[static_cast<size_t>(info.layer)])[info.role]; }
+  torch::Tensor& at(const TensorInfo& info) {
+    return (info.layer < 0 ? global : layers[static_cast<size_t>(info.layer)])[info.role];
+  }
   const torch::Tensor& at(const TensorInfo& info) const { return const_cast<ForwardWeights*>(this)->at(info); }
   // (vocab, hidden): the embedding when the head is tied.
-  const torch::Tensor& head() const { return global[Role::output].defined() ? global[Role::output] : global[Role::token_embedding]; }
+  const torch::Tensor& head() const {
+    return global[Role::output].defined() ? global[Role::output] : global[Role::token_embedding];
+  }
 };
 
 struct Parameter {
@@ -63,9 +67,9 @@ class Model {
   torch::Device device_;
 };
 
-// The weights of one optimizer step: each tensor is rounded onto its grid once, and the rounding is cut out of the graph of the
-// forward pass, so that any number of forward and backward passes may share it. backward() then sends the gradients that they
-// left through the fake-quantizer to the masters, whose grad() it sets.
+// The weights of one optimizer step: each tensor is rounded onto its grid once, and the rounding is cut out of the
+// graph of the forward pass, so that any number of forward and backward passes may share it. backward() then sends the
+// gradients that they left through the fake-quantizer to the masters, whose grad() it sets.
 class StepWeights {
  public:
   explicit StepWeights(Model& model);
@@ -84,19 +88,20 @@ class StepWeights {
 // What depends on the config and the sequence length alone.
 struct Positions {
   torch::Tensor cos_sliding, sin_sliding, cos_full, sin_full;  // (length, 1, head_dim / 2)
-  torch::Tensor mask_sliding, mask_full;                       // (length, length): 0 or -infinity. Undefined when just causal
-                                                               // and attention is fused
+  torch::Tensor mask_sliding, mask_full;  // (length, length): 0 or -infinity. Undefined when just causal
+                                          // and attention is fused
 };
 Positions make_positions(const ModelConfig& config, int64_t length, torch::Device device);
 
 struct ForwardOptions {
   bool gradient_checkpointing = false;  // keep only the layers' inputs, compute the rest again in the backward pass
-  // When set: sees the embedding (index 0) and the output of layer i (index i + 1), and returns what the next layer gets.
+  // When set: sees the embedding (index 0) and the output of layer i (index i + 1), and returns what the next layer
+  // gets.
   std::function<torch::Tensor(size_t index, const torch::Tensor& hidden)> residual_hook;
 };
 
-// ids: (batch, length) int64, all < vocab. Returns the final normalized hidden states (batch, length, hidden); logits are
-// softcap(hidden * head^T), which the losses take in chunks.
+// ids: (batch, length) int64, all < vocab. Returns the final normalized hidden states (batch, length, hidden); logits
+// are softcap(hidden * head^T), which the losses take in chunks.
 torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& weights, const Positions& positions,
                              const torch::Tensor& ids, const ForwardOptions& options = {});
 

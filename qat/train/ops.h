@@ -14,13 +14,13 @@ torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& cos, const tor
 // gelu_tanh(gate) * up, or silu(gate) * up.
 torch::Tensor gated_activation(const torch::Tensor& gate, const torch::Tensor& up, bool gelu);
 
-// Causal attention. q: (batch, length, heads, head_dim); k, v: (batch, length, kv_heads, head_dim), query head j reads kv head
-// j / (heads / kv_heads). window: positions a query sees, itself included, 0 for all earlier ones; mask says the same as a
-// (length, length) tensor of 0 and -infinity. Returns (batch, length, heads * head_dim). On a CPU with AVX2 the loops of
-// cpu_attention.h do it, elsewhere tensor operations.
-torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const torch::Tensor& mask,
-                        int64_t window, double scale);
-torch::Tensor attention_tensor_ops(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const torch::Tensor& mask,
-                                   double scale);
+// Causal attention. q: (batch, length, heads, head_dim); k, v: (batch, length, kv_heads, head_dim), query head j reads
+// kv head j / (heads / kv_heads). window: positions a query sees, itself included, 0 for all earlier ones; mask says
+// the same as a (length, length) tensor of 0 and -infinity. Returns (batch, length, heads * head_dim). On a CPU with
+// AVX2 the loops of cpu_attention.h do it, elsewhere tensor operations.
+torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                        const torch::Tensor& mask, int64_t window, double scale);
+torch::Tensor attention_tensor_ops(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                                   const torch::Tensor& mask, double scale);
 
 }  // namespace qat

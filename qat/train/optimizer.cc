@@ -10,10 +10,10 @@ namespace {
 
 // The factors of one update, the same for all weights.
 struct Update {
-  float keep;            // 1 - lr * weight_decay
+  float keep;  // 1 - lr * weight_decay
   float beta1, beta2;
-  float rate;            // lr / (1 - beta1^t)
-  float root_correction; // 1 / sqrt(1 - beta2^t)
+  float rate;             // lr / (1 - beta1^t)
+  float root_correction;  // 1 / sqrt(1 - beta2^t)
   float eps;
   float gradient_scale;
 };
@@ -29,7 +29,8 @@ void update_cpu(const Update& u, int64_t count, const float* gradient, float* w,
   });
 }
 
-void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Tensor& w, torch::Tensor& mean, torch::Tensor& square) {
+void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Tensor& w, torch::Tensor& mean,
+                       torch::Tensor& square) {
   const torch::Tensor g = gradient * u.gradient_scale;
   mean.lerp_(g, 1.0 - u.beta1);
   square.mul_(u.beta2).addcmul_(g, g, 1.0 - u.beta2);
@@ -64,9 +65,9 @@ void AdamW::step(double lr, double gradient_scale) {
     const torch::Tensor gradient = parameters_[i].grad().contiguous();
     torch::Tensor w = parameters_[i].detach();
     if (w.is_cpu())
-      update_cpu(u, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(), squares_[i].data_ptr<float>());
-    else
-      update_tensor_ops(u, gradient, w, means_[i], squares_[i]);
+      update_cpu(u, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(),
+                 squares_[i].data_ptr<float>());
+    else update_tensor_ops(u, gradient, w, means_[i], squares_[i]);
   }
 }
 

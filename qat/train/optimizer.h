@@ -1,4 +1,5 @@
-// AdamW with the numbers of torch.optim.AdamW, its state as plain tensors; the learning rate's schedule; the gradient's norm.
+// AdamW with the numbers of torch.optim.AdamW, its state as plain tensors; the learning rate's schedule; the gradient's
+// norm.
 #pragma once
 
 #include <vector>
@@ -15,7 +16,8 @@ struct AdamWOptions {
 class AdamW {
  public:
   AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options);
-  // One update from the parameters' grad(), each multiplied by gradient_scale; a parameter without a gradient is left alone.
+  // One update from the parameters' grad(), each multiplied by gradient_scale; a parameter without a gradient is left
+  // alone.
   void step(double lr, double gradient_scale = 1.0);
   void zero_grad();  // drops the gradients
 
@@ -32,7 +34,8 @@ class AdamW {
 // sqrt of the sum of squares of all gradients, in double.
 double gradient_norm(const std::vector<torch::Tensor>& parameters);
 
-// Linear warm-up from 0 over `warmup` steps, then a cosine from lr to lr * min_ratio at step `steps`. step counts from 1.
+// Linear warm-up from 0 over `warmup` steps, then a cosine from lr to lr * min_ratio at step `steps`. step counts
+// from 1.
 double scheduled_lr(double lr, double min_ratio, int64_t warmup, int64_t steps, int64_t step);
 
 }  // namespace qat

@@ -65,7 +65,8 @@ std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer) {
 
 const std::string& metadata_value(const Safetensors& file, const std::string& key) {
   const auto found = file.metadata().find(key);
-  if (found == file.metadata().end()) fail(file.path(), ": metadata: expected ", key, ", found none: not a checkpoint of a training run");
+  if (found == file.metadata().end())
+    fail(file.path(), ": metadata: expected ", key, ", found none: not a checkpoint of a training run");
   return found->second;
 }
 
@@ -88,17 +89,19 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer) 
   std::vector<TensorSpec> specs;
   for (const StateTensor& s : state) specs.push_back({s.name, DType::F32, s.tensor.sizes().vec()});
   const std::string path = directory_of(out) + "/" + file_name(info.step);
-  SafetensorsWriter file(path, specs, {{"step", std::to_string(info.step)},
-                                       {"recipe", recipe_to_toml(info.recipe)},
-                                       {"data_hash", std::to_string(info.data_hash)},
-                                       {"threads", std::to_string(info.threads)}});
+  SafetensorsWriter file(path, specs,
+                         {{"step", std::to_string(info.step)},
+                          {"recipe", recipe_to_toml(info.recipe)},
+                          {"data_hash", std::to_string(info.data_hash)},
+                          {"threads", std::to_string(info.threads)}});
   for (const StateTensor& s : state) {
     const torch::Tensor host = s.tensor.cpu().contiguous();
     file.append(host.data_ptr<float>(), static_cast<size_t>(host.numel()) * sizeof(float));
   }
   file.commit();
   const std::vector<std::string> all = checkpoints(out);
-  for (size_t i = static_cast<size_t>(std::max<int64_t>(info.recipe.keep_checkpoints, 1)); i < all.size(); ++i) fs::remove(all[i]);
+  for (size_t i = static_cast<size_t>(std::max<int64_t>(info.recipe.keep_checkpoints, 1)); i < all.size(); ++i)
+    fs::remove(all[i]);
   return path;
 }
 
@@ -129,7 +132,8 @@ void load_run(const std::string& path, Model& model, AdamW& optimizer) {
   for (StateTensor& s : state_tensors(model, optimizer)) {
     const TensorView& view = file.at(s.name);
     if (view.dtype != DType::F32 || view.shape != s.tensor.sizes().vec())
-      fail(path, ": tensor ", s.name, ": expected F32 ", shape_text(s.tensor.sizes().vec()), ", found ", dtype_name(view.dtype), " ", shape_text(view.shape));
+      fail(path, ": tensor ", s.name, ": expected F32 ", shape_text(s.tensor.sizes().vec()), ", found ",
+           dtype_name(view.dtype), " ", shape_text(view.shape));
     torch::Tensor host = torch::empty(view.shape, torch::kFloat32);
     std::memcpy(host.data_ptr<float>(), view.bytes.data(), view.bytes.size());
     s.tensor.copy_(host);

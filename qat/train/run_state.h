@@ -1,8 +1,8 @@
 // The checkpoints of a run: one file each, OUT/checkpoints/step-00000100.safetensors, written whole or not at all.
 //
-// Per trained tensor T: T (float32 master), adam_mean.T, adam_square.T. The header's metadata holds the step, the recipe, a hash of
-// the data and the thread count. The order of the data and the learning rate follow from the step, and nothing in a training step
-// draws random numbers, so that is all the state there is.
+// Per trained tensor T: T (float32 master), adam_mean.T, adam_square.T. The header's metadata holds the step, the
+// recipe, a hash of the data and the thread count. The order of the data and the learning rate follow from the step,
+// and nothing in a training step draws random numbers, so that is all the state there is.
 #pragma once
 
 #include <string>
@@ -15,7 +15,7 @@
 namespace qat {
 
 struct RunInfo {
-  int64_t step = 0;        // optimizer steps done
+  int64_t step = 0;  // optimizer steps done
   Recipe recipe;
   uint64_t data_hash = 0;
   int64_t threads = 1;
@@ -24,7 +24,8 @@ struct RunInfo {
 // Writes the checkpoint of info.step and removes all but the newest recipe.keep_checkpoints. Returns its path.
 std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer);
 
-// The newest checkpoint in OUT that can be read; "" when there is none. Files that cannot be read are named in `notices`.
+// The newest checkpoint in OUT that can be read; "" when there is none. Files that cannot be read are named in
+// `notices`.
 std::string newest_checkpoint(const std::string& out, std::vector<std::string>* notices = nullptr);
 RunInfo read_run_info(const std::string& path);
 // Fills the masters and the optimizer's state. Throws Error: tensor missing or of another shape.

@@ -2,12 +2,11 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-
-#include <CLI/CLI.hpp>
 
 #include "fakequant/libtorch.h"
 #include "format/error.h"
@@ -17,8 +16,8 @@
 namespace qat {
 namespace {
 
-// glibc gives big blocks back to the kernel at every free; a training step asks for the same blocks again and again, and spends
-// half of its time in page faults unless they are kept.
+// glibc gives big blocks back to the kernel at every free; a training step asks for the same blocks again and again,
+// and spends half of its time in page faults unless they are kept.
 void keep_freed_memory() {
 #ifdef M_MMAP_THRESHOLD
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
@@ -26,14 +25,15 @@ void keep_freed_memory() {
 #endif
 }
 
-// Between two operations OpenMP's threads, and OpenBLAS's, wait for each other in a loop. On a machine that has other work to do,
-// that loop eats the time the other thread needs: measured, 11 times slower on two busy processors. After a short spin they should
-// sleep instead. The libraries read their settings when they are loaded, so the program starts itself again.
+// Between two operations OpenMP's threads, and OpenBLAS's, wait for each other in a loop. On a machine that has other
+// work to do, that loop eats the time the other thread needs: measured, 11 times slower on two busy processors. After a
+// short spin they should sleep instead. The libraries read their settings when they are loaded, so the program starts
+// itself again.
 void restart_with_patient_threads(char** argv) {
   if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "1000", 1);
   setenv("OPENBLAS_THREAD_TIMEOUT", "14", 0);  // 2^14 cycles, instead of 2^26
-  execv("/proc/self/exe", argv);  // when that fails, training is only slower
+  execv("/proc/self/exe", argv);               // when that fails, training is only slower
 }
 
 void on_signal(int signal) { g_stop_signal = signal; }
@@ -53,14 +53,17 @@ int run(int argc, char** argv) {
   CLI::App app("Trains by a recipe; `qat train` starts it", "qat-train");
   app.add_option("--recipe", recipe, "Recipe, complete")->required()->type_name("FILE");
   app.add_flag("--resume", request.resume, "Go on from the newest checkpoint in the output directory");
-  app.add_option("--dump-weights", request.dump_weights, "Also write the weights of the last forward pass, as it multiplied by them")->type_name("FILE");
+  app.add_option("--dump-weights", request.dump_weights,
+                 "Also write the weights of the last forward pass, as it multiplied by them")
+      ->type_name("FILE");
   app.footer("Example:\n  qat-train --recipe runs/gemma-q4/recipe.toml --resume");
   CLI11_PARSE(app, argc, argv);
   request.recipe = recipe_from_file(recipe);
   const TrainResult result = run_training(request);
   if (result.interrupted == 0) return 0;
-  std::fprintf(stderr, "stopped after step %lld of %lld, saved %s\ngo on with: qat train --resume --out %s\n", static_cast<long long>(result.step),
-               static_cast<long long>(request.recipe.steps), result.checkpoint.c_str(), request.recipe.out.c_str());
+  std::fprintf(stderr, "stopped after step %lld of %lld, saved %s\ngo on with: qat train --resume --out %s\n",
+               static_cast<long long>(result.step), static_cast<long long>(request.recipe.steps),
+               result.checkpoint.c_str(), request.recipe.out.c_str());
   return 128 + result.interrupted;
 }
 

@@ -33,12 +33,14 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // --- Settings of the process ---
 
-// LibTorch sets its own threads only; OpenBLAS keeps a pool beside them, and how it splits a product decides the last bits.
+// LibTorch sets its own threads only; OpenBLAS keeps a pool beside them, and how it splits a product decides the last
+// bits.
 int64_t set_threads(int64_t wanted) {
   const int64_t threads = wanted > 0 ? wanted : std::max<int64_t>(1, std::thread::hardware_concurrency());
   at::set_num_threads(static_cast<int>(threads));
   using SetThreads = void (*)(int);
-  if (const auto set = reinterpret_cast<SetThreads>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) set(static_cast<int>(threads));
+  if (const auto set = reinterpret_cast<SetThreads>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads")))
+    set(static_cast<int>(threads));
   return threads;
 }
 
@@ -110,7 +112,8 @@ class Run {
  private:
   void resume();
   StepReport train_step(int64_t step);
-  HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids, const ForwardOptions& options) const;
+  HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
+                      const ForwardOptions& options) const;
   // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
   Evaluation evaluate(const Model& model, const ForwardWeights& weights, bool against_teacher) const;
   void log_evaluation(ProgressBar& bar);
@@ -167,7 +170,8 @@ Run::Run(const TrainRequest& request)
     const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
     teacher_ = std::make_unique<Model>(checkpoint, device_);
     if (teacher_->config().vocab != model_.config().vocab)
-      fail(checkpoint.directory(), ": teacher: expected the model's vocabulary of ", model_.config().vocab, ", found ", teacher_->config().vocab);
+      fail(checkpoint.directory(), ": teacher: expected the model's vocabulary of ", model_.config().vocab, ", found ",
+           teacher_->config().vocab);
     teacher_weights_ = teacher_->forward_weights();
   }
   resume();
@@ -185,12 +189,17 @@ void Run::resume() {
     } else {
       const RunInfo saved = read_run_info(newest);
       std::string conflicts;
-      for (const std::string& conflict : recipe_conflicts(saved.recipe, recipe_)) conflicts += (conflicts.empty() ? "" : "; ") + conflict;
+      for (const std::string& conflict : recipe_conflicts(saved.recipe, recipe_))
+        conflicts += (conflicts.empty() ? "" : "; ") + conflict;
       if (!conflicts.empty()) fail(newest, ": a resumed run cannot change ", conflicts);
-      if (saved.data_hash != data_.hash) fail(newest, ": the training or evaluation data is not what this run began with: expected hash ", saved.data_hash, ", found ", data_.hash);
+      if (saved.data_hash != data_.hash)
+        fail(newest, ": the training or evaluation data is not what this run began with: expected hash ",
+             saved.data_hash, ", found ", data_.hash);
       if (saved.threads != info_.threads)
-        std::fprintf(stderr, "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
-                     static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
+        std::fprintf(
+            stderr,
+            "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
+            static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
       load_run(newest, model_, optimizer_);
       info_.step = saved.step;
       std::fprintf(stderr, "resumed %s\n", newest.c_str());
@@ -198,13 +207,15 @@ void Run::resume() {
   } else if (!newest.empty()) {
     const RunInfo saved = read_run_info(newest);
     if (saved.step < saved.recipe.steps)
-      fail(recipe_.out, ": holds an unfinished run (step ", saved.step, " of ", saved.recipe.steps, "): go on with --resume, or remove ", recipe_.out, "/checkpoints");
+      fail(recipe_.out, ": holds an unfinished run (step ", saved.step, " of ", saved.recipe.steps,
+           "): go on with --resume, or remove ", recipe_.out, "/checkpoints");
     fs::remove_all(recipe_.out + "/checkpoints");
   }
   metrics_ = std::make_unique<MetricsLog>(recipe_.out, info_.step);
 }
 
-HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids, const ForwardOptions& options) const {
+HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
+                         const ForwardOptions& options) const {
   const ModelConfig& config = model.config();
   const torch::Tensor hidden = forward_hidden(config, weights, positions_, ids, options);
   return {hidden.reshape({-1, config.hidden}), weights.head(), config.softcap};
@@ -248,7 +259,8 @@ void Run::check_finite(int64_t step, const StepReport& report) const {
   if (std::isfinite(report.loss) && std::isfinite(report.gradient_norm)) return;
   const bool in_loss = !std::isfinite(report.loss);
   const std::string newest = newest_checkpoint(recipe_.out);
-  fail("step ", step, ": the ", in_loss ? "loss" : "gradient's norm", " is ", in_loss ? report.loss : report.gradient_norm, "; the last good checkpoint is ",
+  fail("step ", step, ": the ", in_loss ? "loss" : "gradient's norm", " is ",
+       in_loss ? report.loss : report.gradient_norm, "; the last good checkpoint is ",
        newest.empty() ? "the model itself (none was saved)" : newest, "; try a lower lr or clip");
 }
 
@@ -263,7 +275,8 @@ Evaluation Run::evaluate(const Model& model, const ForwardWeights& weights, bool
     const Batch batch = make_batch(data_.eval, rows, device_);
     HeadInput teacher;
     if (against_teacher) teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
-    const Losses losses = head_losses(run_model(model, weights, batch.ids, {}), against_teacher ? &teacher : nullptr, batch.targets, loss);
+    const Losses losses = head_losses(run_model(model, weights, batch.ids, {}), against_teacher ? &teacher : nullptr,
+                                      batch.targets, loss);
     const double share = static_cast<double>(rows.size()) / static_cast<double>(count);
     sum.kl += losses.kl * share;
     sum.cross_entropy += losses.cross_entropy * share;
@@ -275,7 +288,8 @@ void Run::log_evaluation(ProgressBar& bar) {
   const Evaluation now = evaluate(model_, model_.forward_weights(), teacher_ != nullptr);
   MetricsLine line = {{"eval_ce", now.cross_entropy}, {"eval_perplexity", std::exp(now.cross_entropy)}};
   char text[160];
-  std::snprintf(text, sizeof text, "step %6lld  held out: perplexity %.4f", static_cast<long long>(info_.step), std::exp(now.cross_entropy));
+  std::snprintf(text, sizeof text, "step %6lld  held out: perplexity %.4f", static_cast<long long>(info_.step),
+                std::exp(now.cross_entropy));
   std::string shown = text;
   if (teacher_ != nullptr) {
     line["eval_kl"] = now.kl;
@@ -309,11 +323,16 @@ TrainResult Run::execute() {
     ++window_steps;
     const double speed = static_cast<double>(window_steps * tokens_per_step) / window_seconds;
     char text[120];
-    if (teacher_ != nullptr) std::snprintf(text, sizeof text, "loss %.4f  KLD %.4f  %.0f tokens/s", report.loss, report.kl, speed);
+    if (teacher_ != nullptr)
+      std::snprintf(text, sizeof text, "loss %.4f  KLD %.4f  %.0f tokens/s", report.loss, report.kl, speed);
     else std::snprintf(text, sizeof text, "loss %.4f  %.0f tokens/s", report.loss, speed);
     bar.update(info_.step, text);
     if (due(recipe_.log_every)) {
-      MetricsLine line = {{"loss", report.loss}, {"ce", report.ce}, {"lr", report.lr}, {"grad_norm", report.gradient_norm}, {"tokens_per_s", speed}};
+      MetricsLine line = {{"loss", report.loss},
+                          {"ce", report.ce},
+                          {"lr", report.lr},
+                          {"grad_norm", report.gradient_norm},
+                          {"tokens_per_s", speed}};
       if (teacher_ != nullptr) line["kl"] = report.kl;
       metrics_->add(info_.step, line);
       window_seconds = 0.0;
@@ -335,7 +354,8 @@ void Run::finish() {
   else write_quantized(model_, plan_, resolved_, source_.directory(), directory);
   std::printf("%s: %s\n", plan_.keep ? "model" : "quantized checkpoint", directory.c_str());
   std::printf("metrics: %s/metrics.jsonl, %s/tensorboard\n", recipe_.out.c_str(), recipe_.out.c_str());
-  if (plan_.keep) std::printf("next: qat quantize %s --plan q4_0 --out %s/quantized\n", directory.c_str(), recipe_.out.c_str());
+  if (plan_.keep)
+    std::printf("next: qat quantize %s --plan q4_0 --out %s/quantized\n", directory.c_str(), recipe_.out.c_str());
   else std::printf("next: qat export %s --format gguf --out model.gguf\n", directory.c_str());
 }
 

@@ -46,9 +46,7 @@ const std::vector<Room>& rooms() {
 }
 
 // Made by the build, in its folder.
-bool is_generated(const std::string& name) {
-  return std::regex_match(name, std::regex("[a-z_]+\\.pb-c\\.h"));
-}
+bool is_generated(const std::string& name) { return std::regex_match(name, std::regex("[a-z_]+\\.pb-c\\.h")); }
 
 std::string room_of(const std::string& path) {
   std::string best;

@@ -1,11 +1,13 @@
-// Export: the file holds exactly the codes, scales and floats of the checkpoint, under llama.cpp's names, in llama.cpp's order.
-#include <cmath>
-#include <cstring>
+// Export: the file holds exactly the codes, scales and floats of the checkpoint, under llama.cpp's names, in
+// llama.cpp's order.
+#include "export/gguf_export.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "export/gguf_export.h"
+#include <cmath>
+#include <cstring>
+
 #include "export/ptq.h"
 #include "format/number.h"
 #include "tests/export/tiny_model.h"
@@ -17,13 +19,15 @@ using ::testing::HasSubstr;
 
 std::vector<uint8_t> bytes_of(const GgufTensor& tensor) { return {tensor.bytes.begin(), tensor.bytes.end()}; }
 
-// Rows of a llama q or k matrix as the file must have them, written out from the rule: within a head of 16, rows 0 8 1 9 2 10 ...
+// Rows of a llama q or k matrix as the file must have them, written out from the rule: within a head of 16, rows 0 8 1
+// 9 2 10 ...
 std::vector<uint8_t> interleaved_16(const std::vector<uint8_t>& rows, size_t row_size) {
   std::vector<uint8_t> out;
   for (size_t head = 0; head * 16 * row_size < rows.size(); ++head)
     for (size_t j = 0; j < 8; ++j)
       for (const size_t row : {head * 16 + j, head * 16 + 8 + j})
-        out.insert(out.end(), rows.begin() + static_cast<ptrdiff_t>(row * row_size), rows.begin() + static_cast<ptrdiff_t>((row + 1) * row_size));
+        out.insert(out.end(), rows.begin() + static_cast<ptrdiff_t>(row * row_size),
+                   rows.begin() + static_cast<ptrdiff_t>((row + 1) * row_size));
   return out;
 }
 
@@ -83,7 +87,8 @@ TEST_P(ExportOfArch, FloatTensorsAreTheCheckpointsRoundedOnce) {
       std::vector<uint8_t> expected;
       for (const float v : values) {
         const uint16_t half = type == DType::F16 ? f32_to_f16(v) : f32_to_bf16(v);
-        const uint8_t* first = matrix && type != DType::F32 ? reinterpret_cast<const uint8_t*>(&half) : reinterpret_cast<const uint8_t*>(&v);
+        const uint8_t* first = matrix && type != DType::F32 ? reinterpret_cast<const uint8_t*>(&half)
+                                                            : reinterpret_cast<const uint8_t*>(&v);
         expected.insert(expected.end(), first, first + (matrix && type != DType::F32 ? 2 : 4));
       }
       if (is_interleaved(source.config(), info)) expected = interleaved_16(expected, row_bytes(type, info.shape[1]));
@@ -109,7 +114,8 @@ TEST_P(ExportOfArch, TheSameInputGivesTheSameFile) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ExportOfArch,
-                         ::testing::Values(ArchCase{"llama", llama_json(false)}, ArchCase{"llama_tied_odd_ffn", llama_json(true, 80)},
+                         ::testing::Values(ArchCase{"llama", llama_json(false)},
+                                           ArchCase{"llama_tied_odd_ffn", llama_json(true, 80)},
                                            ArchCase{"gemma3", gemma3_json()}, ArchCase{"gemma4_e2b", gemma4_json()},
                                            ArchCase{"gemma4_31b", gemma4_k_eq_v_json()}),
                          [](const auto& instance) { return std::string(instance.param.name); });
@@ -166,7 +172,8 @@ TEST(Export, RopeDivisorsForThoseWhoNeedThem) {
 
 TEST(Export, AWeightThatF16CannotHoldIsNamedAndTheOldFileStays) {
   TemporaryDirectory dir;
-  write_tiny_model_with(dir / "hf", llama_json(true), DType::F32, "model.layers.1.self_attn.o_proj.weight", 64 * 2 + 9, -66000.0f);
+  write_tiny_model_with(dir / "hf", llama_json(true), DType::F32, "model.layers.1.self_attn.o_proj.weight", 64 * 2 + 9,
+                        -66000.0f);
   add_file(dir / "f.gguf", "old");
   try {
     export_gguf_float(dir / "hf", DType::F16, dir / "f.gguf");

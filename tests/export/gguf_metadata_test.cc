@@ -1,4 +1,5 @@
-// The metadata of exported files: the keys that llama.cpp reads, with its types. (tests/interop compares them with its converter's.)
+// The metadata of exported files: the keys that llama.cpp reads, with its types. (tests/interop compares them with its
+// converter's.)
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -106,7 +107,8 @@ TEST_F(Metadata, Gemma4LikeE2B) {
   EXPECT_EQ(get<uint32_t>(m, "gemma4.attention.head_count_kv"), 1u);
   EXPECT_EQ(get<uint32_t>(m, "gemma4.attention.shared_kv_layers"), 2u);
   EXPECT_EQ(get<uint32_t>(m, "gemma4.embedding_length_per_layer_input"), 32u);
-  EXPECT_EQ(get<std::vector<bool>>(m, "gemma4.attention.sliding_window_pattern"), (std::vector<bool>{true, false, true, false}));
+  EXPECT_EQ(get<std::vector<bool>>(m, "gemma4.attention.sliding_window_pattern"),
+            (std::vector<bool>{true, false, true, false}));
   EXPECT_EQ(get<uint32_t>(m, "gemma4.attention.key_length"), 32u);
   EXPECT_EQ(get<uint32_t>(m, "gemma4.attention.value_length"), 32u);
   EXPECT_EQ(get<uint32_t>(m, "gemma4.attention.key_length_swa"), 16u);
@@ -126,7 +128,8 @@ TEST_F(Metadata, Gemma4Like31B) {
 }
 
 TEST_F(Metadata, SamplingDefaultsOfTheModelsMakers) {
-  const GgufMetadata m = of(llama_json(true), {{"generation_config.json", R"({"top_k": 64, "top_p": 0.95, "temperature": 1.0})"}});
+  const GgufMetadata m =
+      of(llama_json(true), {{"generation_config.json", R"({"top_k": 64, "top_p": 0.95, "temperature": 1.0})"}});
   EXPECT_EQ(get<int32_t>(m, "general.sampling.top_k"), 64);
   EXPECT_EQ(get<float>(m, "general.sampling.top_p"), 0.95f);
   EXPECT_EQ(get<float>(m, "general.sampling.temp"), 1.0f);
@@ -142,8 +145,9 @@ TEST_F(Metadata, SamplingDefaultsOfTheModelsMakers) {
 }
 
 TEST_F(Metadata, TokensThatUnifiedModelsMustNotSay) {
-  const std::string unified = R"({"architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified", "text_config": )" +
-                              gemma4_k_eq_v_json() + "}";
+  const std::string unified =
+      R"({"architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified", "text_config": )" +
+      gemma4_k_eq_v_json() + "}";
   const std::string key = "tokenizer.ggml.suppress_tokens";
   const auto with = [](const std::string& tokens) {
     return std::map<std::string, std::string>{{"generation_config.json", "{\"suppress_tokens\": " + tokens + "}"}};

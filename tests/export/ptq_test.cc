@@ -1,12 +1,13 @@
-// quantize_checkpoint: what the quantized checkpoint holds is each tensor's rows encoded by the rule asked for, whatever the
-// slabs and threads were.
-#include <cmath>
-#include <cstring>
+// quantize_checkpoint: what the quantized checkpoint holds is each tensor's rows encoded by the rule asked for,
+// whatever the slabs and threads were.
+#include "export/ptq.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "export/ptq.h"
+#include <cmath>
+#include <cstring>
+
 #include "tests/export/tiny_model.h"
 
 namespace qat {
@@ -42,8 +43,10 @@ TEST(Quantize, ReferenceRuleIsTheGridsOwnEncodingOfEveryTensor) {
     for (const TensorInfo& info : source.table()) {
       const std::vector<float> values = source.read(info);
       const DType grid = stored.grid(info);
-      std::vector<uint8_t> expected(row_bytes(grid, info.shape.back()) * values.size() / static_cast<size_t>(info.shape.back()));
-      encode_rows(grid, values.data(), static_cast<int64_t>(values.size()) / info.shape.back(), info.shape.back(), expected.data());
+      std::vector<uint8_t> expected(row_bytes(grid, info.shape.back()) * values.size() /
+                                    static_cast<size_t>(info.shape.back()));
+      encode_rows(grid, values.data(), static_cast<int64_t>(values.size()) / info.shape.back(), info.shape.back(),
+                  expected.data());
       EXPECT_EQ(stored_blocks(stored, info), expected) << info.name;
       coded += grid == DType::Q4_0;
     }
@@ -77,7 +80,8 @@ TEST(Quantize, SearchLeavesOtherGridsAloneAndTakesImportanceByColumn) {
     for (size_t i = 0; i * kBlockSize < values.size(); ++i) {
       const size_t column = i * kBlockSize % static_cast<size_t>(info.shape[1]);
       const BlockQ4_0 expected = search_q4_0(&values[i * kBlockSize], weighted ? &columns[column] : nullptr);
-      ASSERT_EQ(std::memcmp(&blocks[i * sizeof expected], &expected, sizeof expected), 0) << info.name << " block " << i;
+      ASSERT_EQ(std::memcmp(&blocks[i * sizeof expected], &expected, sizeof expected), 0)
+          << info.name << " block " << i;
     }
   }
 }
@@ -109,12 +113,22 @@ TEST(Quantize, ReportsProgressToTheEnd) {
 }
 
 TEST(Quantize, WeightsThatCannotBeHeldAreNamedAndNothingIsWritten) {
-  struct Case { const char* tensor; int64_t element; float value; const char* plan; const char* expected; };
+  struct Case {
+    const char* tensor;
+    int64_t element;
+    float value;
+    const char* plan;
+    const char* expected;
+  };
   const Case cases[] = {
-      {"model.layers.1.mlp.up_proj.weight", 64 * 3 + 5, NAN, "q4_0", "row 3, column 5: expected a finite weight that Q4_0 can hold, found nan"},
-      {"model.layers.0.input_layernorm.weight", 7, -INFINITY, "q4_0", "row 0, column 7: expected a finite weight that F32 can hold, found -inf"},
-      {"model.layers.0.mlp.up_proj.weight", 1, 70000.0f, "f16", "row 0, column 1: expected a finite weight that F16 can hold, found 70000"},
-      {"model.layers.0.mlp.up_proj.weight", 1, 1e6f, "q4_0", "row 0, column 1: expected a finite weight that Q4_0 can hold, found 1e+06"},
+      {"model.layers.1.mlp.up_proj.weight", 64 * 3 + 5, NAN, "q4_0",
+       "row 3, column 5: expected a finite weight that Q4_0 can hold, found nan"},
+      {"model.layers.0.input_layernorm.weight", 7, -INFINITY, "q4_0",
+       "row 0, column 7: expected a finite weight that F32 can hold, found -inf"},
+      {"model.layers.0.mlp.up_proj.weight", 1, 70000.0f, "f16",
+       "row 0, column 1: expected a finite weight that F16 can hold, found 70000"},
+      {"model.layers.0.mlp.up_proj.weight", 1, 1e6f, "q4_0",
+       "row 0, column 1: expected a finite weight that Q4_0 can hold, found 1e+06"},
   };
   for (const Case& c : cases) {
     TemporaryDirectory dir;
@@ -123,7 +137,8 @@ TEST(Quantize, WeightsThatCannotBeHeldAreNamedAndNothingIsWritten) {
     EXPECT_THAT(text, HasSubstr(c.tensor));
     EXPECT_THAT(text, HasSubstr(c.expected));
     EXPECT_FALSE(std::filesystem::exists(dir / "q"));
-    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1) << "something half-written is left";
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1)
+        << "something half-written is left";
   }
   // The same magnitudes where they fit.
   TemporaryDirectory dir;

@@ -1,8 +1,9 @@
-// The Q4_0 scale search: never worse than the reference rule, as good as any scale one can try, exact where an exact answer exists.
+// The Q4_0 scale search: never worse than the reference rule, as good as any scale one can try, exact where an exact
+// answer exists.
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <random>
-
-#include <gtest/gtest.h>
 
 #include "export/ptq.h"
 #include "format/number.h"
@@ -16,7 +17,8 @@ double error_of(const BlockQ4_0& block, const Block& x, const float* w) {
   float values[kBlockSize];
   decode_block(block, values);
   double error = 0.0;
-  for (size_t j = 0; j < x.size(); ++j) error += (w != nullptr ? w[j] : 1.0f) * std::pow(static_cast<double>(x[j]) - values[j], 2);
+  for (size_t j = 0; j < x.size(); ++j)
+    error += (w != nullptr ? w[j] : 1.0f) * std::pow(static_cast<double>(x[j]) - values[j], 2);
   return error;
 }
 
@@ -30,8 +32,10 @@ std::vector<Block> sample_blocks(int count) {
     Block x(kBlockSize);
     for (float& v : x) v = i % 2 == 0 ? normal(random) : tails(random);
     if (i % 6 == 1) x[static_cast<size_t>(i) % kBlockSize] *= 30.0f;
-    if (i % 6 == 2) for (float& v : x) v = std::round(v);
-    if (i % 6 == 3) for (float& v : x) v = std::fabs(v);
+    if (i % 6 == 2)
+      for (float& v : x) v = std::round(v);
+    if (i % 6 == 3)
+      for (float& v : x) v = std::fabs(v);
     const float magnitude = i % 5 == 0 ? 1e-6f : i % 5 == 1 ? 1000.0f : 0.02f;
     for (float& v : x) v *= magnitude;
     blocks.push_back(x);
@@ -77,7 +81,8 @@ TEST(SearchQ40, NoScaleOfAFineScanBeatsIt) {
       const double found = error_of(search_q4_0(x.data(), weights), x, weights);
       double scanned = INFINITY;
       for (int i = 1; i <= 4000; ++i) {
-        const float d = largest / 16.0f * static_cast<float>(i) / 1000.0f;  // up to a quarter of the largest: levels up to 4
+        const float d =
+            largest / 16.0f * static_cast<float>(i) / 1000.0f;  // up to a quarter of the largest: levels up to 4
         scanned = std::min(scanned, error_of(encode_q4_0_with_scale(x.data(), d), x, weights));
         scanned = std::min(scanned, error_of(encode_q4_0_with_scale(x.data(), -d), x, weights));
       }
@@ -90,10 +95,12 @@ TEST(SearchQ40, NoScaleOfAFineScanBeatsIt) {
 TEST(SearchQ40, RecoversBlocksThatLieOnAGrid) {
   std::mt19937 random(3);
   for (int trial = 0; trial < 200; ++trial) {
-    // Extremes that the reference rule cannot know: the largest level is anything from 1 to 8, the scale of either sign.
+    // Extremes that the reference rule cannot know: the largest level is anything from 1 to 8, the scale of either
+    // sign.
     const int top = 1 + trial % 7;
     std::uniform_int_distribution<int> level(-top - (trial % 2), top);
-    const float d = f16_to_f32(f32_to_f16((trial % 3 == 0 ? -1.0f : 1.0f) * (0.001f + 0.0001f * static_cast<float>(trial))));
+    const float d =
+        f16_to_f32(f32_to_f16((trial % 3 == 0 ? -1.0f : 1.0f) * (0.001f + 0.0001f * static_cast<float>(trial))));
     Block x(kBlockSize);
     for (float& v : x) v = d * static_cast<float>(level(random));
     ASSERT_EQ(error_of(search_q4_0(x.data(), nullptr), x, nullptr), 0.0) << "trial " << trial;

@@ -21,16 +21,18 @@ float next_weight(uint64_t* state) {
   return 0.02f * bell + 0.02f * bell * bell * bell;
 }
 
-void write_model(const std::string& directory, const std::string& json, DType dtype, uint64_t seed, const std::string& changed,
-                 int64_t element, float value) {
+void write_model(const std::string& directory, const std::string& json, DType dtype, uint64_t seed,
+                 const std::string& changed, int64_t element, float value) {
   std::filesystem::create_directories(directory);
   add_file(directory + "/config.json", json);
   add_file(directory + "/tokenizer.json", byte_tokenizer_json());
-  add_file(directory + "/tokenizer_config.json",
-           R"({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
+  add_file(
+      directory + "/tokenizer_config.json",
+      R"({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
                "pad_token": "<pad>", "add_bos_token": true, "add_eos_token": false})");
   std::vector<TensorSpec> specs;
-  for (const TensorInfo& info : tensor_table(model_config_from_json(json, "config.json"))) specs.push_back({info.name, dtype, info.shape});
+  for (const TensorInfo& info : tensor_table(model_config_from_json(json, "config.json")))
+    specs.push_back({info.name, dtype, info.shape});
   SafetensorsWriter writer(directory + "/model.safetensors", specs);
   uint64_t state = seed;
   for (const TensorSpec& spec : specs) {
@@ -52,8 +54,9 @@ std::string llama_json(bool tied, int64_t ffn, int64_t vocab, const std::string&
   return R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2, "hidden_act": "silu", "rms_norm_eps": 1e-05,
     "max_position_embeddings": 256, "bos_token_id": 2, "eos_token_id": 1, "attention_bias": false, "mlp_bias": false,
-    "rope_parameters": {"rope_theta": 500000.0, )" + rope + R"(}, "tie_word_embeddings": )" + (tied ? "true" : "false") +
-         R"(, "intermediate_size": )" + std::to_string(ffn) + R"(, "vocab_size": )" + std::to_string(vocab) + "}";
+    "rope_parameters": {"rope_theta": 500000.0, )" +
+         rope + R"(}, "tie_word_embeddings": )" + (tied ? "true" : "false") + R"(, "intermediate_size": )" +
+         std::to_string(ffn) + R"(, "vocab_size": )" + std::to_string(vocab) + "}";
 }
 
 std::string gemma3_json() {
@@ -77,7 +80,8 @@ std::string gemma4_with(const std::string& kind) {
     "final_logit_softcapping": 30.0, "enable_moe_block": false, "bos_token_id": 2, "eos_token_id": 1,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     "rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
-                        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}, )" + kind + "}";
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}, )" +
+         kind + "}";
 }
 
 }  // namespace
@@ -96,8 +100,8 @@ void write_tiny_model(const std::string& directory, const std::string& config, D
   write_model(directory, config, dtype, seed, "", 0, 0.0f);
 }
 
-void write_tiny_model_with(const std::string& directory, const std::string& config, DType dtype, const std::string& tensor,
-                           int64_t element, float value) {
+void write_tiny_model_with(const std::string& directory, const std::string& config, DType dtype,
+                           const std::string& tensor, int64_t element, float value) {
   write_model(directory, config, dtype, 1, tensor, element, value);
 }
 
@@ -108,6 +112,8 @@ std::string file_bytes(const std::string& path) {
   return text.str();
 }
 
-void add_file(const std::string& path, const std::string& contents) { std::ofstream(path, std::ios::binary) << contents; }
+void add_file(const std::string& path, const std::string& contents) {
+  std::ofstream(path, std::ios::binary) << contents;
+}
 
 }  // namespace qat

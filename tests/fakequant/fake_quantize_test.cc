@@ -1,9 +1,10 @@
-// Fake quantization gives the floats that the stored blocks mean, bit for bit, on either realisation; its gradient goes straight through.
+// Fake quantization gives the floats that the stored blocks mean, bit for bit, on either realisation; its gradient goes
+// straight through.
 #include "fakequant/fake_quantize.h"
 
-#include <cstring>
-
 #include <gtest/gtest.h>
+
+#include <cstring>
 
 namespace qat {
 namespace {
@@ -22,8 +23,8 @@ bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
   return a.sizes() == b.sizes() && std::memcmp(a.data_ptr(), b.data_ptr(), static_cast<size_t>(a.numel()) * 4) == 0;
 }
 
-// Weights that hit what rounding can get wrong: zero blocks, ties (bfloat16 weights have many), one huge value among small ones,
-// subnormals, values at the edges of float16.
+// Weights that hit what rounding can get wrong: zero blocks, ties (bfloat16 weights have many), one huge value among
+// small ones, subnormals, values at the edges of float16.
 std::vector<torch::Tensor> hard_weights() {
   torch::manual_seed(7);
   const torch::Tensor normal = torch::randn({24, 512}) * 0.02;
@@ -38,7 +39,8 @@ std::vector<torch::Tensor> hard_weights() {
   mixed[7][5] = 1000;
   mixed[8] = torch::arange(512).to(torch::kFloat32) - 256;
   mixed[9].fill_(0.25);
-  mixed[10] = torch::where(torch::arange(512) % 2 == 0, torch::tensor(-1.5f), torch::tensor(1.5f));  // equal magnitudes: the first decides
+  mixed[10] = torch::where(torch::arange(512) % 2 == 0, torch::tensor(-1.5f),
+                           torch::tensor(1.5f));  // equal magnitudes: the first decides
   return {normal, normal.to(torch::kBFloat16).to(torch::kFloat32), mixed};
 }
 
@@ -46,7 +48,8 @@ constexpr DType kGrids[] = {DType::F32, DType::F16, DType::BF16, DType::Q4_0, DT
 
 TEST(FakeQuantize, IsDecodeOfEncodeBitForBit) {
   for (const torch::Tensor& w : hard_weights())
-    for (const DType grid : kGrids) EXPECT_TRUE(same_bits(fake_quantize(w, grid), decoded(w, grid))) << dtype_name(grid);
+    for (const DType grid : kGrids)
+      EXPECT_TRUE(same_bits(fake_quantize(w, grid), decoded(w, grid))) << dtype_name(grid);
 }
 
 TEST(FakeQuantize, TensorOperationsGiveTheSameNumbers) {

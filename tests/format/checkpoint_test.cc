@@ -18,7 +18,8 @@ constexpr const char* kLlama = R"({"model_type": "llama", "architectures": ["Lla
   "vocab_size": 40, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true,
   "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "bos_token_id": 1, "eos_token_id": 2})";
 
-constexpr const char* kGemma3 = R"({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "hidden_size": 64,
+constexpr const char* kGemma3 =
+    R"({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "hidden_size": 64,
   "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
   "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 32,
   "vocab_size": 40, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
@@ -26,7 +27,8 @@ constexpr const char* kGemma3 = R"({"model_type": "gemma3_text", "architectures"
   "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"},
                       "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}})";
 
-constexpr const char* kGemma4 = R"({"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "hidden_size": 64,
+constexpr const char* kGemma4 =
+    R"({"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "hidden_size": 64,
   "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 40, "intermediate_size": 96, "num_hidden_layers": 4,
   "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "global_head_dim": 64, "num_kv_shared_layers": 2,
   "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 16,
@@ -49,11 +51,13 @@ std::vector<float> numbers(int64_t count, uint32_t seed) {
 using Edit = std::function<void(std::vector<TensorSpec>*)>;
 
 // An HF directory with a float tensor for every row of the table, after `edit` has had its way with the list.
-void write_hf(const std::string& directory, const std::string& config, const Edit& edit = {}, DType type = DType::BF16) {
+void write_hf(const std::string& directory, const std::string& config, const Edit& edit = {},
+              DType type = DType::BF16) {
   fs::create_directories(directory);
   put_file(directory + "/config.json", config);
   std::vector<TensorSpec> specs;
-  for (const TensorInfo& info : tensor_table(model_config_from_json(config, "test"))) specs.push_back({info.name, type, info.shape});
+  for (const TensorInfo& info : tensor_table(model_config_from_json(config, "test")))
+    specs.push_back({info.name, type, info.shape});
   if (edit) edit(&specs);
   SafetensorsWriter writer(directory + "/model.safetensors", specs);
   for (const TensorSpec& spec : specs) {
@@ -120,12 +124,15 @@ TEST(FloatCheckpoint, TellsWhatItIgnores) {
   });
   const FloatCheckpoint checkpoint(dir.path());
   EXPECT_EQ(checkpoint.notices(),
-            (std::vector<std::string>{"ignored 2 tensors of vision and audio towers", "ignored 4 unknown tensors: model.w, model.x, model.y, ..."}));
+            (std::vector<std::string>{"ignored 2 tensors of vision and audio towers",
+                                      "ignored 4 unknown tensors: model.w, model.x, model.y, ..."}));
 }
 
 TEST(FloatCheckpoint, Gemma3MayHaveRowsThatNoTokenUses) {
   TemporaryDirectory dir;
-  const Edit more_rows = [](std::vector<TensorSpec>* specs) { named(specs, "model.embed_tokens.weight").shape[0] += 24; };
+  const Edit more_rows = [](std::vector<TensorSpec>* specs) {
+    named(specs, "model.embed_tokens.weight").shape[0] += 24;
+  };
   write_hf(dir / "gemma3", kGemma3, more_rows);
   const FloatCheckpoint checkpoint(dir / "gemma3");
   const TensorInfo& embedding = checkpoint.table().front();
@@ -133,7 +140,8 @@ TEST(FloatCheckpoint, Gemma3MayHaveRowsThatNoTokenUses) {
   EXPECT_EQ(checkpoint.tensor(embedding).shape, (std::vector<int64_t>{40, 64}));
   EXPECT_EQ(checkpoint.read(embedding).size(), 40u * 64u);
   write_hf(dir / "gemma4", kGemma4, more_rows);
-  expect_error([&] { FloatCheckpoint other(dir / "gemma4"); }, "tensor model.embed_tokens.weight: expected shape [40, 64], found [64, 64]");
+  expect_error([&] { FloatCheckpoint other(dir / "gemma4"); },
+               "tensor model.embed_tokens.weight: expected shape [40, 64], found [64, 64]");
 }
 
 TEST(FloatCheckpoint, NamesTheTensorThatIsWrong) {
@@ -143,17 +151,29 @@ TEST(FloatCheckpoint, NamesTheTensorThatIsWrong) {
     write_hf(dir.path(), kLlama, edit);
     expect_error([&] { FloatCheckpoint checkpoint(dir.path()); }, dir.path() + ": " + expected);
   };
-  refused([&](auto* specs) { named(specs, q).name = "model.layers.1.self_attn.query.weight"; }, "expected tensor " + q + " of shape [128, 256], found none");
-  refused([&](auto* specs) { named(specs, q).shape = {256, 128}; }, "tensor " + q + ": expected shape [128, 256], found [256, 128]");
-  refused([&](auto* specs) { named(specs, q).shape = {128 * 256}; }, "tensor " + q + ": expected shape [128, 256], found [32768]");
-  refused([&](auto* specs) { named(specs, q).dtype = DType::U8; }, "tensor " + q + ": expected F32, F16, BF16 or F64, found U8");
-  refused([&](auto* specs) { named(specs, "model.norm.weight").shape = {1, 256}; }, "tensor model.norm.weight: expected shape [256], found [1, 256]");
+  refused([&](auto* specs) { named(specs, q).name = "model.layers.1.self_attn.query.weight"; },
+          "expected tensor " + q + " of shape [128, 256], found none");
+  refused(
+      [&](auto* specs) {
+        named(specs, q).shape = {256, 128};
+      },
+      "tensor " + q + ": expected shape [128, 256], found [256, 128]");
+  refused([&](auto* specs) { named(specs, q).shape = {128 * 256}; },
+          "tensor " + q + ": expected shape [128, 256], found [32768]");
+  refused([&](auto* specs) { named(specs, q).dtype = DType::U8; },
+          "tensor " + q + ": expected F32, F16, BF16 or F64, found U8");
+  refused(
+      [&](auto* specs) {
+        named(specs, "model.norm.weight").shape = {1, 256};
+      },
+      "tensor model.norm.weight: expected shape [256], found [1, 256]");
 }
 
 TEST(FloatCheckpoint, OpensCheckpointsOfEveryArchitecture) {
   QAT_NEED_SHARED("goldens/gemma4-e2b");
-  for (const char* name : {"goldens/llama", "goldens/gemma3", "goldens/gemma4-e2b", "goldens/gemma4-e4b", "goldens/gemma4-31b",
-                           "checkpoints/stories260K", "checkpoints/gemma4-micro", "checkpoints/gemma4-mini"}) {
+  for (const char* name :
+       {"goldens/llama", "goldens/gemma3", "goldens/gemma4-e2b", "goldens/gemma4-e4b", "goldens/gemma4-31b",
+        "checkpoints/stories260K", "checkpoints/gemma4-micro", "checkpoints/gemma4-mini"}) {
     const FloatCheckpoint checkpoint(shared_path(name));
     EXPECT_TRUE(checkpoint.notices().empty()) << name << ": " << checkpoint.notices().front();
   }
@@ -212,7 +232,11 @@ class QuantizedCheckpointTest : public testing::Test {
 
 Plan mixed_plan() {
   Plan plan = plan_from_name("q4_0");
-  plan.rules = {{"q_proj", DType::Q8_0}, {"k_proj", DType::F16}, {"v_proj", DType::BF16}, {"gate_proj", DType::F32}, {"up_proj", DType::Q6_K}};
+  plan.rules = {{"q_proj", DType::Q8_0},
+                {"k_proj", DType::F16},
+                {"v_proj", DType::BF16},
+                {"gate_proj", DType::F32},
+                {"up_proj", DType::Q6_K}};
   return plan;
 }
 
@@ -296,7 +320,8 @@ TEST_F(QuantizedCheckpointTest, AppearsWholeOrNotAtAll) {
   EXPECT_EQ(std::distance(fs::directory_iterator(dir_.path()), {}), 1);  // the source
   write(out_, 1000);
   write(out_, 1000);  // replaces its own kind
-  expect_error([&] { write(source_, 1000); }, "will not replace this directory: it is not empty and holds no qat_plan.json");
+  expect_error([&] { write(source_, 1000); },
+               "will not replace this directory: it is not empty and holds no qat_plan.json");
   EXPECT_NO_THROW(FloatCheckpoint checkpoint(source_));
 }
 
@@ -315,7 +340,8 @@ TEST_F(QuantizedCheckpointTest, NamesWhatIsWrong) {
   expect_error(opens, "tensor " + up + ".sub_scales: expected I8 [288, 16], found U8 [288, 16]");
 
   write(out_, 1000);
-  rewrite(out_, [](auto*) {}, 100);  // every code is 100
+  rewrite(
+      out_, [](auto*) {}, 100);  // every code is 100
   const QuantizedCheckpoint checkpoint(out_);
   std::vector<uint8_t> blocks_out(288 * row_bytes(DType::Q6_K, 256));
   expect_error([&] { checkpoint.read_blocks(*find_tensor_info(table_, Role::up, 0), 0, -1, blocks_out.data()); },
@@ -333,11 +359,13 @@ TEST_F(QuantizedCheckpointTest, NamesWhatIsWrong) {
   other = resolved_;
   other[down].grid = DType::Q6_K;
   put_file(out_ + "/qat_plan.json", plan_to_json(plan_, other));
-  expect_error(opens, "tensor " + down + ": expected a matrix with rows of a multiple of 256 for Q6_K, found shape [256, 288]");
+  expect_error(
+      opens, "tensor " + down + ": expected a matrix with rows of a multiple of 256 for Q6_K, found shape [256, 288]");
   other = resolved_;
   other["model.norm.weight"].grid = DType::Q4_0;
   put_file(out_ + "/qat_plan.json", plan_to_json(plan_, other));
-  expect_error(opens, "tensor model.norm.weight: expected a matrix with rows of a multiple of 32 for Q4_0, found shape [256]");
+  expect_error(opens,
+               "tensor model.norm.weight: expected a matrix with rows of a multiple of 32 for Q4_0, found shape [256]");
 }
 
 TEST_F(QuantizedCheckpointTest, KindsAreToldApartByContent) {
@@ -347,8 +375,11 @@ TEST_F(QuantizedCheckpointTest, KindsAreToldApartByContent) {
   EXPECT_EQ(detect_model_kind(source_), ModelKind::hf_directory);
   EXPECT_EQ(detect_model_kind(out_), ModelKind::quantized_checkpoint);
   EXPECT_EQ(detect_model_kind(dir_ / "misnamed.safetensors"), ModelKind::gguf);
-  const std::string looked_for = ": expected a GGUF file, a directory with config.json and safetensors, or a quantized checkpoint (qat_plan.json), found ";
-  expect_error([&] { detect_model_kind(source_ + "/config.json"); }, "config.json" + looked_for + "a file of another format");
+  const std::string looked_for =
+      ": expected a GGUF file, a directory with config.json and safetensors, or a quantized checkpoint "
+      "(qat_plan.json), found ";
+  expect_error([&] { detect_model_kind(source_ + "/config.json"); },
+               "config.json" + looked_for + "a file of another format");
   expect_error([&] { detect_model_kind(dir_.path()); }, looked_for + "a directory without either");
   expect_error([&] { detect_model_kind(dir_ / "none"); }, "none" + looked_for + "nothing");
 }

@@ -144,7 +144,8 @@ TEST(AtomicDirectory, ReplacesOnlyWhatCarriesTheMarker) {
   write_file(dir / "home/thesis.tex", "years of work");
   write_file(dir / "file", "");
   EXPECT_NO_THROW(AtomicDirectory(dir / "empty", "plan.json"));
-  expect_error([&] { AtomicDirectory(dir / "home", "plan.json"); }, "will not replace this directory: it is not empty and holds no plan.json");
+  expect_error([&] { AtomicDirectory(dir / "home", "plan.json"); },
+               "will not replace this directory: it is not empty and holds no plan.json");
   expect_error([&] { AtomicDirectory(dir / "file"); }, "a file of that name exists");
   write_file(dir / "home/plan.json", "");
   EXPECT_NO_THROW(AtomicDirectory(dir / "home", "plan.json"));

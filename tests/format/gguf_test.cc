@@ -96,7 +96,8 @@ TEST(Gguf, WritesExactlyTheseBytes) {
   expected.key("n", kU32).put<uint32_t>(7);
   expected.key("t", kArray).put<uint32_t>(kString).put<uint64_t>(2).string("x").string("yz");
   expected.tensor("w", {3, 2}, kF32, 0).tensor("v", {5}, 1, 32).data(0);
-  const std::string data = std::string(10, '1') + std::string(14, '2') + std::string(8, '\0') + std::string(10, '3') + std::string(22, '\0');
+  const std::string data =
+      std::string(10, '1') + std::string(14, '2') + std::string(8, '\0') + std::string(10, '3') + std::string(22, '\0');
   EXPECT_EQ(read_file(dir / "a"), expected.text() + data);
 }
 
@@ -145,7 +146,8 @@ TEST(Gguf, TypedAccessConvertsWhatFitsAndNamesWhatDoesNot) {
   EXPECT_TRUE(file.get_bool("bool", false));
   EXPECT_TRUE(file.get_bool("none", true));
   EXPECT_EQ(file.get_string("string"), "h\xc3\xa9llo");
-  for (const char* key : {"a.i8", "a.i16", "a.i32", "a.i64"}) EXPECT_EQ(file.get_ints(key), (std::vector<int64_t>{-1, 2})) << key;
+  for (const char* key : {"a.i8", "a.i16", "a.i32", "a.i64"})
+    EXPECT_EQ(file.get_ints(key), (std::vector<int64_t>{-1, 2})) << key;
   for (const char* key : {"a.u8", "a.u16", "a.u32"}) EXPECT_EQ(file.get_ints(key), (std::vector<int64_t>{1, 2})) << key;
   EXPECT_EQ(file.get_ints("a.bool"), (std::vector<int64_t>{1, 0, 1}));
   EXPECT_EQ(file.get_ints("a.empty"), std::vector<int64_t>{});
@@ -197,36 +199,57 @@ TEST(Gguf, RefusesHostileFiles) {
       {"big-endian", Bytes(0, 0, 0x03000000), "expected a little-endian GGUF file, found a big-endian one"},
       {"too many tensors", Bytes(1, 0), "tensor count: expected at most 0 in the 8 bytes left, found 1"},
       {"2^64 keys", Bytes(0, huge), "key count: expected at most 0 in the 0 bytes left"},
-      {"key longer than the file", Bytes(0, 1).put<uint64_t>(100).put<uint64_t>(0), "key 0 at byte 32: expected 100 bytes, found the end of the file after 8"},
-      {"huge key", Bytes(0, 1).put(huge).put<uint64_t>(0), "key 0: expected a string of at most 1024 bytes, found length"},
-      {"long key", Bytes(0, 1).key(long_name, kU8).put<uint8_t>(0), "expected a string of at most 1024 bytes, found length 2000"},
-      {"unknown value type", Bytes(0, 1).key("a", 13).put<uint64_t>(0), "key a: expected a value type from 0 to 12, found 13"},
-      {"unknown element type", Bytes(0, 1).key("a", kArray).put<uint32_t>(13).put<uint64_t>(0), "key a: expected a value type from 0 to 12, found 13"},
-      {"nested array", Bytes(0, 1).key("a", kArray).put<uint32_t>(kArray).put<uint64_t>(0), "key a: arrays of arrays are not supported"},
-      {"array longer than the file", Bytes(0, 1).key("a", kArray).put<uint32_t>(kU32).put<uint64_t>(2).put<uint32_t>(0), "key a: array length: expected at most 1 in the 4 bytes left, found 2"},
-      {"huge array", Bytes(0, 1).key("a", kArray).put<uint32_t>(kString).put(huge), "key a: array length: expected at most 0"},
+      {"key longer than the file", Bytes(0, 1).put<uint64_t>(100).put<uint64_t>(0),
+       "key 0 at byte 32: expected 100 bytes, found the end of the file after 8"},
+      {"huge key", Bytes(0, 1).put(huge).put<uint64_t>(0),
+       "key 0: expected a string of at most 1024 bytes, found length"},
+      {"long key", Bytes(0, 1).key(long_name, kU8).put<uint8_t>(0),
+       "expected a string of at most 1024 bytes, found length 2000"},
+      {"unknown value type", Bytes(0, 1).key("a", 13).put<uint64_t>(0),
+       "key a: expected a value type from 0 to 12, found 13"},
+      {"unknown element type", Bytes(0, 1).key("a", kArray).put<uint32_t>(13).put<uint64_t>(0),
+       "key a: expected a value type from 0 to 12, found 13"},
+      {"nested array", Bytes(0, 1).key("a", kArray).put<uint32_t>(kArray).put<uint64_t>(0),
+       "key a: arrays of arrays are not supported"},
+      {"array longer than the file", Bytes(0, 1).key("a", kArray).put<uint32_t>(kU32).put<uint64_t>(2).put<uint32_t>(0),
+       "key a: array length: expected at most 1 in the 4 bytes left, found 2"},
+      {"huge array", Bytes(0, 1).key("a", kArray).put<uint32_t>(kString).put(huge),
+       "key a: array length: expected at most 0"},
       {"huge string", Bytes(0, 1).key("a", kString).put(huge), "key a at byte 45: expected 18446744073709551615 bytes"},
       {"bool of 2", Bytes(0, 1).key("a", kBool).put<uint8_t>(2), "key a: expected a bool of 0 or 1, found 2"},
       {"key twice", Bytes(0, 2).key("a", kU8).put<uint8_t>(0).key("a", kU8).put<uint8_t>(0), "key a appears twice"},
-      {"alignment 0", Bytes(0, 1).key("general.alignment", kU32).put<uint32_t>(0), "key general.alignment: expected a power of two, found 0"},
-      {"alignment 24", Bytes(0, 1).key("general.alignment", kU32).put<uint32_t>(24), "expected a power of two, found 24"},
-      {"alignment of u8", Bytes(0, 1).key("general.alignment", kU8).put<uint8_t>(32), "key general.alignment: expected uint32, found uint8"},
+      {"alignment 0", Bytes(0, 1).key("general.alignment", kU32).put<uint32_t>(0),
+       "key general.alignment: expected a power of two, found 0"},
+      {"alignment 24", Bytes(0, 1).key("general.alignment", kU32).put<uint32_t>(24),
+       "expected a power of two, found 24"},
+      {"alignment of u8", Bytes(0, 1).key("general.alignment", kU8).put<uint8_t>(32),
+       "key general.alignment: expected uint32, found uint8"},
       {"part of a split model", Bytes(0, 1).key("split.count", 2).put<uint16_t>(3), "one part of a split model"},
-      {"5 dimensions", Bytes(1, 0).tensor("t", {1, 1, 1, 1, 1}, kF32, 0).data(4), "tensor t: expected at most 4 dimensions, found 5"},
-      {"zero size", Bytes(1, 0).tensor("t", {32, 0}, kF32, 0).data(4), "tensor t: expected sizes from 1 to 2^63 - 1, found 0"},
+      {"5 dimensions", Bytes(1, 0).tensor("t", {1, 1, 1, 1, 1}, kF32, 0).data(4),
+       "tensor t: expected at most 4 dimensions, found 5"},
+      {"zero size", Bytes(1, 0).tensor("t", {32, 0}, kF32, 0).data(4),
+       "tensor t: expected sizes from 1 to 2^63 - 1, found 0"},
       {"size 2^63", Bytes(1, 0).tensor("t", {uint64_t{1} << 63}, kF32, 0).data(4), "expected sizes from 1 to 2^63 - 1"},
-      {"overflow", Bytes(1, 0).tensor("t", {uint64_t{1} << 32, uint64_t{1} << 32}, kF32, 0).data(4), "tensor t: its size in bytes overflows"},
+      {"overflow", Bytes(1, 0).tensor("t", {uint64_t{1} << 32, uint64_t{1} << 32}, kF32, 0).data(4),
+       "tensor t: its size in bytes overflows"},
       {"unknown type", Bytes(1, 0).tensor("t", {4}, 99, 0).data(16), "tensor t: type 99 is not known"},
       {"type that ggml removed", Bytes(1, 0).tensor("t", {4}, 4, 0).data(16), "tensor t: type 4 is not known"},
-      {"ragged row", Bytes(1, 0).tensor("t", {33, 2}, kQ4_0, 0).data(64), "tensor t: expected rows of a multiple of 32 elements for Q4_0, found 33"},
+      {"ragged row", Bytes(1, 0).tensor("t", {33, 2}, kQ4_0, 0).data(64),
+       "tensor t: expected rows of a multiple of 32 elements for Q4_0, found 33"},
       {"scalar Q4_0", Bytes(1, 0).tensor("t", {}, kQ4_0, 0).data(64), "found 1"},
-      {"long tensor name", Bytes(1, 0).tensor(long_name, {4}, kF32, 0).data(16), "name of tensor 0: expected a string of at most 1024"},
-      {"tensor twice", Bytes(2, 0).tensor("t", {4}, kF32, 0).tensor("t", {4}, kF32, 32).data(64), "tensor t appears twice"},
-      {"offset not aligned", Bytes(1, 0).tensor("t", {4}, kF32, 8).data(64), "tensor t: expected an offset that is a multiple of 32, found 8"},
-      {"beyond the file", Bytes(1, 0).tensor("t", {4}, kF32, 32).data(40), "tensor t: expected its 16 bytes at offset 32, found only 40 bytes of data"},
+      {"long tensor name", Bytes(1, 0).tensor(long_name, {4}, kF32, 0).data(16),
+       "name of tensor 0: expected a string of at most 1024"},
+      {"tensor twice", Bytes(2, 0).tensor("t", {4}, kF32, 0).tensor("t", {4}, kF32, 32).data(64),
+       "tensor t appears twice"},
+      {"offset not aligned", Bytes(1, 0).tensor("t", {4}, kF32, 8).data(64),
+       "tensor t: expected an offset that is a multiple of 32, found 8"},
+      {"beyond the file", Bytes(1, 0).tensor("t", {4}, kF32, 32).data(40),
+       "tensor t: expected its 16 bytes at offset 32, found only 40 bytes of data"},
       {"huge offset", Bytes(1, 0).tensor("t", {4}, kF32, huge - 31).data(40), "found only 40 bytes of data"},
-      {"overlap", Bytes(2, 0).tensor("a", {16}, kF32, 0).tensor("b", {4}, kF32, 32).data(64), "tensor b: its data at offset 32 overlaps another tensor that ends at 64"},
-      {"too long", Bytes(1, 0).tensor("t", {4}, kF32, 0).data(33), "expected the file to end after the last tensor, found 17 more bytes"},
+      {"overlap", Bytes(2, 0).tensor("a", {16}, kF32, 0).tensor("b", {4}, kF32, 32).data(64),
+       "tensor b: its data at offset 32 overlaps another tensor that ends at 64"},
+      {"too long", Bytes(1, 0).tensor("t", {4}, kF32, 0).data(33),
+       "expected the file to end after the last tensor, found 17 more bytes"},
       {"line break in a key", Bytes(0, 1).key("a\nb", 13).put<uint64_t>(0), "key a\\x0ab: expected a value type"},
   };
   TemporaryDirectory dir;

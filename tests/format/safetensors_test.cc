@@ -22,7 +22,8 @@ std::string file_bytes(const std::string& header, size_t data_size) {
   return bytes;
 }
 
-std::string entry(const std::string& name, const std::string& dtype, const std::string& shape, const std::string& offsets) {
+std::string entry(const std::string& name, const std::string& dtype, const std::string& shape,
+                  const std::string& offsets) {
   return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
 }
 
@@ -42,12 +43,12 @@ TEST(SafetensorsWriter, WritesExactlyTheseBytes) {
   writer.append(b + 1, 2);
   writer.append("xyz", 3);
   writer.commit();
-  const std::string header =
-      R"({"__metadata__":{"k":"v"},"b":{"dtype":"I16","shape":[2],"data_offsets":[0,4]},)"
-      R"("a":{"dtype":"U8","shape":[1,3],"data_offsets":[4,7]}})";
+  const std::string header = R"({"__metadata__":{"k":"v"},"b":{"dtype":"I16","shape":[2],"data_offsets":[0,4]},)"
+                             R"("a":{"dtype":"U8","shape":[1,3],"data_offsets":[4,7]}})";
   const std::string padded = header + std::string((8 - header.size() % 8) % 8, ' ');
   const uint64_t size = padded.size();
-  EXPECT_EQ(read_file(dir / "a"), std::string(reinterpret_cast<const char*>(&size), 8) + padded + "\x02\x01\xff\xffxyz");
+  EXPECT_EQ(read_file(dir / "a"),
+            std::string(reinterpret_cast<const char*>(&size), 8) + padded + "\x02\x01\xff\xffxyz");
 }
 
 TEST(SafetensorsWriter, AFullDiskIsAnErrorAndLeavesNothing) {
@@ -147,7 +148,8 @@ TEST(Safetensors, FindsShardsThroughTheIndex) {
   expect_error(opens, "/two.safetensors: expected tensor c as the index says, found none");
   put_file(index, R"({"weight_map":{"b":"three.safetensors"}})");
   expect_error(opens, "three.safetensors: cannot open");
-  for (const char* outside : {R"("../one.safetensors")", R"("/etc/passwd")", R"("sub/one")", R"("..")", R"("")", "1", R"("a\u0000b")"}) {
+  for (const char* outside :
+       {R"("../one.safetensors")", R"("/etc/passwd")", R"("sub/one")", R"("..")", R"("")", "1", R"("a\u0000b")"}) {
     put_file(index, std::string(R"({"weight_map":{"b":)") + outside + "}}");
     expect_error(opens, "tensor b: expected the name of a file beside the index");
   }
@@ -188,15 +190,19 @@ TEST(Safetensors, RefusesHostileHeaders) {
       {"invalid UTF-8", "{\"\xff\":1}", 0, "JSON header: "},
       {"deep", "{" + std::string(100000, '[').insert(0, "\"a\":"), 0, "expected at most 3 levels"},
       {"entry is a number", "{\"a\":1}", 0, "tensor a: expected a JSON object, found number"},
-      {"tensor twice", "{" + entry("a", "U8", "[1]", "[0,1]") + "," + entry("a", "U8", "[1]", "[0,1]") + "}", 1, "\"a\" appears twice"},
-      {"key twice", R"({"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}})", 1, "\"dtype\" appears twice"},
+      {"tensor twice", "{" + entry("a", "U8", "[1]", "[0,1]") + "," + entry("a", "U8", "[1]", "[0,1]") + "}", 1,
+       "\"a\" appears twice"},
+      {"key twice", R"({"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}})", 1,
+       "\"dtype\" appears twice"},
       {"no dtype", R"({"a":{"shape":[1],"data_offsets":[0,1]}})", 1, "tensor a: expected a \"dtype\", found none"},
       {"no shape", R"({"a":{"dtype":"U8","data_offsets":[0,1]}})", 1, "expected a \"shape\", found none"},
       {"no offsets", R"({"a":{"dtype":"U8","shape":[1]}})", 1, "expected a \"data_offsets\", found none"},
-      {"dtype is a number", R"({"a":{"dtype":1,"shape":[1],"data_offsets":[0,1]}})", 1, "dtype: expected a string, found number"},
+      {"dtype is a number", R"({"a":{"dtype":1,"shape":[1],"data_offsets":[0,1]}})", 1,
+       "dtype: expected a string, found number"},
       {"unknown dtype", "{" + entry("a", "F7", "[1]", "[0,1]") + "}", 1, "tensor a: dtype \"F7\" is not known"},
       {"shape is a number", "{" + entry("a", "U8", "1", "[0,1]") + "}", 1, "shape: expected an array, found number"},
-      {"negative size", "{" + entry("a", "U8", "[-1]", "[0,1]") + "}", 1, "expected sizes from 0 to 2^63 - 1, found -1"},
+      {"negative size", "{" + entry("a", "U8", "[-1]", "[0,1]") + "}", 1,
+       "expected sizes from 0 to 2^63 - 1, found -1"},
       {"size 1.0", "{" + entry("a", "U8", "[1.0]", "[0,1]") + "}", 1, "expected sizes from 0 to 2^63 - 1, found 1.0"},
       {"size 2^63", "{" + entry("a", "U8", "[9223372036854775808]", "[0,1]") + "}", 1, "expected sizes from 0"},
       {"huge size", "{" + entry("a", "U8", "[" + big + "]", "[0,1]") + "}", 1, "expected sizes from 0"},
@@ -208,9 +214,12 @@ TEST(Safetensors, RefusesHostileHeaders) {
       {"begin after end", "{" + entry("a", "U8", "[1]", "[1,0]") + "}", 1, "within the 1 bytes of data, found [1, 0]"},
       {"beyond the file", "{" + entry("a", "U8", "[2]", "[0,2]") + "}", 1, "within the 1 bytes of data, found [0, 2]"},
       {"huge offset", "{" + entry("a", "U8", "[1]", "[0,18446744073709551615]") + "}", 1, "within the 1 bytes of data"},
-      {"wrong bytes", "{" + entry("a", "F32", "[2]", "[0,7]") + "}", 7, "shape [2] of F32 is 8 bytes, data_offsets say 7"},
-      {"overlap", "{" + entry("a", "U8", "[2]", "[0,2]") + "," + entry("b", "U8", "[2]", "[1,3]") + "}", 3, "tensor b: expected its data at offset 2, found 1 (overlap)"},
-      {"hole", "{" + entry("a", "U8", "[1]", "[0,1]") + "," + entry("b", "U8", "[1]", "[2,3]") + "}", 3, "tensor b: expected its data at offset 1, found 2 (hole)"},
+      {"wrong bytes", "{" + entry("a", "F32", "[2]", "[0,7]") + "}", 7,
+       "shape [2] of F32 is 8 bytes, data_offsets say 7"},
+      {"overlap", "{" + entry("a", "U8", "[2]", "[0,2]") + "," + entry("b", "U8", "[2]", "[1,3]") + "}", 3,
+       "tensor b: expected its data at offset 2, found 1 (overlap)"},
+      {"hole", "{" + entry("a", "U8", "[1]", "[0,1]") + "," + entry("b", "U8", "[1]", "[2,3]") + "}", 3,
+       "tensor b: expected its data at offset 1, found 2 (hole)"},
       {"too long", "{" + entry("a", "U8", "[1]", "[0,1]") + "}", 3, "end after the last tensor, found 2 more bytes"},
       {"metadata is a number", R"({"__metadata__":1})", 0, "__metadata__: expected an object, found number"},
       {"metadata of a number", R"({"__metadata__":{"a":1}})", 0, "__metadata__: a: expected a string, found number"},
@@ -229,16 +238,18 @@ TEST(Safetensors, RefusesImpossibleHeaderLengths) {
   TemporaryDirectory dir;
   for (const uint64_t length : {uint64_t{3}, uint64_t{100'000'001}, uint64_t{1} << 63, ~uint64_t{0}}) {
     put_file(dir / "a", std::string(reinterpret_cast<const char*>(&length), 8) + "{}");
-    expect_error([&] { Safetensors file(dir / "a"); }, "expected a safetensors header of at most 2 bytes, found length");
+    expect_error([&] { Safetensors file(dir / "a"); },
+                 "expected a safetensors header of at most 2 bytes, found length");
   }
   put_file(dir / "a", "{}");
-  expect_error([&] { Safetensors file(dir / "a"); }, "expected a safetensors header length of 8 bytes, found a file of 2");
+  expect_error([&] { Safetensors file(dir / "a"); },
+               "expected a safetensors header length of 8 bytes, found a file of 2");
 }
 
 TEST(Safetensors, SurvivesEveryTruncationAndEveryFlippedBit) {
   TemporaryDirectory dir;
-  const std::string header =
-      R"({"__metadata__":{"format":"pt"},)" + entry("a", "F32", "[2,2]", "[0,16]") + "," + entry("b", "BF16", "[3]", "[16,22]") + "}";
+  const std::string header = R"({"__metadata__":{"format":"pt"},)" + entry("a", "F32", "[2,2]", "[0,16]") + "," +
+                             entry("b", "BF16", "[3]", "[16,22]") + "}";
   const std::string good = file_bytes(header, 22);
   for (size_t size = 0; size < good.size(); ++size) {
     put_file(dir / "a", good.substr(0, size));

@@ -15,7 +15,8 @@
 
 namespace qat {
 
-// Text for a tokenizer that survived its loading: words, runs of spaces, a line break, digits, two alphabets, an invalid byte.
+// Text for a tokenizer that survived its loading: words, runs of spaces, a line break, digits, two alphabets, an
+// invalid byte.
 inline constexpr std::string_view kFuzzText = "Hi ab  aab<bos>\n\n\tcaf\xc3\xa9 \xd0\xb6 \xff 1234's";
 
 // A file in memory, for functions that take a path.

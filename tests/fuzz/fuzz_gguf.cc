@@ -1,5 +1,4 @@
 #include "format/gguf.h"
-
 #include "format/model_config.h"
 #include "format/tokenizer.h"
 #include "tests/fuzz/fuzz.h"

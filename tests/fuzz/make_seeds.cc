@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 
 const std::map<std::string, std::string>& configs() {
   static const std::map<std::string, std::string> kConfigs = {
-      {"llama", R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
+      {"llama",
+       R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 260,
         "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": false,
         "bos_token_id": 2, "eos_token_id": [1, 3], "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0,
@@ -77,17 +78,30 @@ std::string sentencepiece_model() {
     const char* text;
     float score;
     uint32_t type;
-  } kPieces[] = {{"<unk>", 0, 2}, {"<s>", 0, 3}, {"</s>", 0, 3}, {"<0x0A>", 0, 6}, {"<0xFF>", 0, 6}, {"ab", -1, 1},
-                 {"\xe2\x96\x81" "ab", -2, 1}, {"\xe2\x96\x81", -3, 1}, {"a", -4, 1}, {"b", -5, 1}, {"<bos>", 0, 4}};
+  } kPieces[] = {{"<unk>", 0, 2},
+                 {"<s>", 0, 3},
+                 {"</s>", 0, 3},
+                 {"<0x0A>", 0, 6},
+                 {"<0xFF>", 0, 6},
+                 {"ab", -1, 1},
+                 {"\xe2\x96\x81"
+                  "ab",
+                  -2, 1},
+                 {"\xe2\x96\x81", -3, 1},
+                 {"a", -4, 1},
+                 {"b", -5, 1},
+                 {"<bos>", 0, 4}};
   std::string model;
   for (const auto& piece : kPieces)
     model += bytes_field(1, bytes_field(1, piece.text) + float_field(2, piece.score) + varint_field(3, piece.type));
   // The field number 35 of byte_fallback takes two bytes of tag, which varint_field writes: 35 << 3 = 280.
   model += bytes_field(2, varint_field(3, 2) + varint_field(35, 1));
-  return model + bytes_field(3, bytes_field(1, "identity") + varint_field(3, 1) + varint_field(4, 0) + varint_field(5, 1));
+  return model +
+         bytes_field(3, bytes_field(1, "identity") + varint_field(3, 1) + varint_field(4, 0) + varint_field(5, 1));
 }
 
-void write_seed(const std::string& directory, const std::string& target, const std::string& name, const std::string& bytes) {
+void write_seed(const std::string& directory, const std::string& target, const std::string& name,
+                const std::string& bytes) {
   fs::create_directories(directory + "/" + target);
   write_file(directory + "/" + target + "/" + name, bytes);
 }
@@ -119,7 +133,8 @@ void write_vocabulary_gguf(const std::string& directory, const std::string& name
 
 void write_seeds(const std::string& directory) {
   fs::create_directories(directory + "/safetensors");
-  SafetensorsWriter writer(directory + "/safetensors/two", {{"a", DType::F32, {2, 2}}, {"b", DType::BF16, {3}}, {"c", DType::I8, {}}});
+  SafetensorsWriter writer(directory + "/safetensors/two",
+                           {{"a", DType::F32, {2, 2}}, {"b", DType::BF16, {3}}, {"c", DType::I8, {}}});
   writer.append(std::string(23, 'x').data(), 23);
   writer.commit();
   write_seed(directory, "shard_index", "two",

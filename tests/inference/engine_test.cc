@@ -22,9 +22,7 @@ struct NamedConfig {
   const char* name;
   std::string json;
 };
-void PrintTo(const NamedConfig& config, std::ostream* out) {
-  *out << config.name;
-}
+void PrintTo(const NamedConfig& config, std::ostream* out) { *out << config.name; }
 
 // The writer's small random norms leave little of attention and MLP in the logits: add 1, as trained norms have it.
 Weights strong_weights(const std::string& path) {
@@ -235,9 +233,7 @@ TEST_P(EngineTest, ObserverSeesTheInputOfEveryLinear) {
             seen.first_row["model.layers.0.self_attn.k_proj.weight"]);
 }
 
-std::string config_name(const testing::TestParamInfo<NamedConfig>& config) {
-  return config.param.name;
-}
+std::string config_name(const testing::TestParamInfo<NamedConfig>& config) { return config.param.name; }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, EngineTest,
                          testing::Values(NamedConfig{"llama", llama_json(false)},

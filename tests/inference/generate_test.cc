@@ -29,9 +29,7 @@ void expect_frequencies(const SamplingOptions& options, const std::vector<double
     EXPECT_NEAR(actual[i], expected[i], 5 * std::sqrt(expected[i] * (1 - expected[i]) / 20000) + 1e-9) << "token " << i;
 }
 
-TEST(Sampler, DrawsInProportion) {
-  expect_frequencies({1.0f, 0, 1.0f, 3}, {0.4, 0.1, 0.3, 0.2});
-}
+TEST(Sampler, DrawsInProportion) { expect_frequencies({1.0f, 0, 1.0f, 3}, {0.4, 0.1, 0.3, 0.2}); }
 
 TEST(Sampler, TemperatureSharpens) {
   expect_frequencies({0.5f, 0, 1.0f, 3}, {0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3});

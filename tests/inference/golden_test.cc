@@ -19,9 +19,7 @@ struct GoldenCase {
   const char* model;
   bool reference;
 };
-void PrintTo(const GoldenCase& c, std::ostream* out) {
-  *out << c.model << (c.reference ? ", reference" : ", best");
-}
+void PrintTo(const GoldenCase& c, std::ostream* out) { *out << c.model << (c.reference ? ", reference" : ", best"); }
 
 // Largest difference and largest expected value.
 struct Difference {

@@ -47,12 +47,8 @@ void add(Rows& x, const Rows& y) {
     for (size_t i = 0; i < x[t].size(); ++i) x[t][i] += y[t][i];
 }
 
-double gelu(double x) {
-  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-}
-double silu(double x) {
-  return x / (1 + std::exp(-x));
-}
+double gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double silu(double x) { return x / (1 + std::exp(-x)); }
 
 // Turns the pair (a, b) of every head at the token's position.
 void rotate_heads(Vector& x, size_t head_dim, size_t position, const std::vector<float>& frequencies,

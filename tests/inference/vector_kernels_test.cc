@@ -23,12 +23,8 @@ class VectorKernelsTest : public testing::TestWithParam<Isa> {
   const VectorKernels* ops_ = nullptr;
 };
 
-double gelu(double x) {
-  return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-}
-double silu(double x) {
-  return x / (1.0 + std::exp(-x));
-}
+double gelu(double x) { return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x))); }
+double silu(double x) { return x / (1.0 + std::exp(-x)); }
 
 // 0.2 million values of every magnitude that does not overflow: relative error of exp.
 TEST_P(VectorKernelsTest, ExpWithinTwoRoundings) {

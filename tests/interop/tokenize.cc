@@ -1,4 +1,5 @@
-// Ids of texts by our tokenizer, for tokenizer.sh: one line "[1, 2, 3]" per file, BOS included when the vocabulary adds one.
+// Ids of texts by our tokenizer, for tokenizer.sh: one line "[1, 2, 3]" per file, BOS included when the vocabulary adds
+// one.
 #include <cstdio>
 
 #include "format/checkpoint.h"

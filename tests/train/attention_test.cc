@@ -1,8 +1,8 @@
 // The CPU's attention loops against the same attention in tensor operations: values and gradients.
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <limits>
-
-#include <gtest/gtest.h>
 
 #include "qat/train/cpu_attention.h"
 #include "qat/train/ops.h"
@@ -33,11 +33,13 @@ void expect_close(const torch::Tensor& found, const torch::Tensor& expected, dou
 TEST(CpuAttention, ValuesAndGradientsEqualTensorOperations) {
   if (!cpu_attention_available()) GTEST_SKIP() << "needs a processor with AVX2 and FMA";
   torch::manual_seed(1);
-  // Head sizes that are no multiple of a vector, lengths that are no multiple of a block, windows shorter and longer than a block.
+  // Head sizes that are no multiple of a vector, lengths that are no multiple of a block, windows shorter and longer
+  // than a block.
   const Case cases[] = {{2, 37, 8, 4, 8, 0},  {1, 64, 4, 1, 32, 16}, {2, 16, 2, 2, 20, 0}, {1, 1, 2, 1, 8, 0},
-                        {1, 50, 6, 2, 16, 5}, {1, 33, 4, 4, 64, 33}, {1, 40, 3, 3, 7, 1},   {2, 129, 4, 2, 16, 100}};
+                        {1, 50, 6, 2, 16, 5}, {1, 33, 4, 4, 64, 33}, {1, 40, 3, 3, 7, 1},  {2, 129, 4, 2, 16, 100}};
   for (const Case& c : cases) {
-    SCOPED_TRACE(testing::Message() << "length " << c.length << ", head size " << c.head_dim << ", window " << c.window);
+    SCOPED_TRACE(testing::Message() << "length " << c.length << ", head size " << c.head_dim << ", window "
+                                    << c.window);
     const auto q = torch::randn({c.batch, c.length, c.heads, c.head_dim}).mul_(2.0).requires_grad_();
     const auto k = torch::randn({c.batch, c.length, c.kv_heads, c.head_dim}).requires_grad_();
     const auto v = torch::randn({c.batch, c.length, c.kv_heads, c.head_dim}).requires_grad_();
@@ -50,7 +52,8 @@ TEST(CpuAttention, ValuesAndGradientsEqualTensorOperations) {
     const torch::Tensor found = attention(q, k, v, mask, c.window, scale);
     const auto gradients = torch::autograd::grad({(found * weight).sum()}, {q, k, v});
     expect_close(found, expected, largest_of(expected), "values");
-    // dq and dk are differences of terms as large as dv: with one visible key they are nothing but the roundings of those.
+    // dq and dk are differences of terms as large as dv: with one visible key they are nothing but the roundings of
+    // those.
     const double terms = largest_of(expected_gradients[2]);
     expect_close(gradients[0], expected_gradients[0], std::max(terms, largest_of(expected_gradients[0])), "dq");
     expect_close(gradients[1], expected_gradients[1], std::max(terms, largest_of(expected_gradients[1])), "dk");

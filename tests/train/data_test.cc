@@ -1,10 +1,10 @@
 // Packing of text, samples of the teacher, what is wrong with either, and the order of sequences.
 #include "qat/train/data.h"
 
-#include <algorithm>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 #include "tests/test_paths.h"
 #include "tests/train/tiny_model.h"
@@ -32,7 +32,8 @@ class Data : public testing::Test {
   }
 
   void write_samples(const std::vector<int32_t>& ids, int64_t length) {
-    SafetensorsWriter file(recipe_.out + "/teacher_samples.safetensors", {{"input_ids", DType::I32, {static_cast<int64_t>(ids.size()) / length, length}}});
+    SafetensorsWriter file(recipe_.out + "/teacher_samples.safetensors",
+                           {{"input_ids", DType::I32, {static_cast<int64_t>(ids.size()) / length, length}}});
     file.append(ids.data(), ids.size() * 4);
     file.commit();
   }
@@ -129,7 +130,8 @@ TEST(DataOrder, IsAPermutationPerEpochAndAFunctionOfThePosition) {
   DataOrder forward(97, 5), backward(97, 5), other(97, 6);
   std::vector<std::vector<int64_t>> epochs(3);
   for (int64_t p = 0; p < 3 * 97; ++p) epochs[static_cast<size_t>(p / 97)].push_back(forward.at(p));
-  for (int64_t p = 3 * 97 - 1; p >= 0; --p) EXPECT_EQ(backward.at(p), epochs[static_cast<size_t>(p / 97)][static_cast<size_t>(p % 97)]);
+  for (int64_t p = 3 * 97 - 1; p >= 0; --p)
+    EXPECT_EQ(backward.at(p), epochs[static_cast<size_t>(p / 97)][static_cast<size_t>(p % 97)]);
   EXPECT_NE(epochs[0], epochs[1]);
   EXPECT_NE(epochs[1], epochs[2]);
   std::vector<int64_t> reseeded;

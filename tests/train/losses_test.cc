@@ -1,9 +1,9 @@
 // Losses in chunks against the same losses written plainly, and KL against a worked example.
 #include "qat/train/losses.h"
 
-#include <cmath>
-
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "qat/train/model.h"
 
@@ -26,15 +26,22 @@ Example make_example(double softcap) {
   return e;
 }
 
-torch::Tensor plain_logits(const HeadInput& head) { return soften_logits(torch::matmul(head.hidden, head.weight.t()), head.softcap); }
+torch::Tensor plain_logits(const HeadInput& head) {
+  return soften_logits(torch::matmul(head.hidden, head.weight.t()), head.softcap);
+}
 
 // With whole tensors, by autograd.
 torch::Tensor plain_loss(const Example& e, bool with_teacher, const LossOptions& o) {
   const torch::Tensor student = plain_logits(e.student);
   const torch::Tensor counted = e.targets >= 0;
-  const torch::Tensor ce = -torch::log_softmax(student, -1).gather(1, e.targets.clamp_min(0).unsqueeze(1)).squeeze(1).masked_select(counted).mean();
+  const torch::Tensor ce = -torch::log_softmax(student, -1)
+                                .gather(1, e.targets.clamp_min(0).unsqueeze(1))
+                                .squeeze(1)
+                                .masked_select(counted)
+                                .mean();
   if (!with_teacher) return o.ce * ce;
-  const torch::Tensor log_s = torch::log_softmax(student / o.temperature, -1), log_t = torch::log_softmax(plain_logits(e.teacher) / o.temperature, -1);
+  const torch::Tensor log_s = torch::log_softmax(student / o.temperature, -1),
+                      log_t = torch::log_softmax(plain_logits(e.teacher) / o.temperature, -1);
   const torch::Tensor kl = (log_t.exp() * (log_t - log_s)).sum(-1).mean();
   return o.kl * o.temperature * o.temperature * kl + o.ce * ce;
 }
@@ -42,7 +49,8 @@ torch::Tensor plain_loss(const Example& e, bool with_teacher, const LossOptions&
 double relative(const torch::Tensor& a, const torch::Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
 
 TEST(HeadLosses, ChunksGiveTheLossAndGradientsOfTheWhole) {
-  const LossOptions variants[] = {{1.0, 0.0, 1.0, 8}, {1.0, 0.0, 2.0, 8}, {0.0, 1.0, 1.0, 10}, {0.7, 0.3, 1.5, 1000}, {0.7, 0.3, 1.0, 1}};
+  const LossOptions variants[] = {
+      {1.0, 0.0, 1.0, 8}, {1.0, 0.0, 2.0, 8}, {0.0, 1.0, 1.0, 10}, {0.7, 0.3, 1.5, 1000}, {0.7, 0.3, 1.0, 1}};
   for (const double softcap : {0.0, 5.0}) {
     for (const LossOptions& options : variants) {
       const bool with_teacher = options.kl > 0.0;
@@ -62,7 +70,8 @@ TEST(HeadLosses, ChunksGiveTheLossAndGradientsOfTheWhole) {
 }
 
 TEST(HeadLosses, KlOfAWorkedExample) {
-  // Teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2). The identity as head makes hidden states logits.
+  // Teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2). The identity as head makes hidden states
+  // logits.
   const torch::Tensor identity = torch::eye(2);
   const HeadInput student{torch::zeros({1, 2}), identity, 0.0};
   const HeadInput teacher{torch::tensor({{std::log(3.0f), 0.0f}}), identity, 0.0};

@@ -1,9 +1,9 @@
 // The LibTorch model against hidden states and logits that transformers computed.
 //
-// How near can one float32 program come to another? The miniature `gemma4-e2b` has random weights and ten layers that double any
-// difference: transformers itself moves its logits by 7e-4 of the largest when OpenBLAS runs on one thread instead of two, by 4e-4
-// with its other attention, and computing in float64 moves them by 5e-4. So that model's logits get a bound of 1e-3 here, and
-// every layer is held to a tight bound on its own, fed with the golden's input.
+// How near can one float32 program come to another? The miniature `gemma4-e2b` has random weights and ten layers that
+// double any difference: transformers itself moves its logits by 7e-4 of the largest when OpenBLAS runs on one thread
+// instead of two, by 4e-4 with its other attention, and computing in float64 moves them by 5e-4. So that model's logits
+// get a bound of 1e-3 here, and every layer is held to a tight bound on its own, fed with the golden's input.
 #include "qat/train/model.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,9 @@ double largest(const torch::Tensor& x) { return x.abs().max().item<double>(); }
 
 struct GoldenRun {
   explicit GoldenRun(const std::string& name)
-      : checkpoint(shared_path("goldens/" + name)), model(checkpoint, torch::kCPU), golden(checkpoint.directory() + "/golden.safetensors") {}
+      : checkpoint(shared_path("goldens/" + name)),
+        model(checkpoint, torch::kCPU),
+        golden(checkpoint.directory() + "/golden.safetensors") {}
 
   torch::Tensor logits(const ForwardOptions& options) const {
     const torch::NoGradGuard no_grad;

@@ -1,9 +1,9 @@
 // AdamW by hand, clipping, and the learning rate's schedule. Ten real steps against PyTorch: train10_test.cc.
 #include "qat/train/optimizer.h"
 
-#include <cmath>
-
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 namespace qat {
 namespace {
@@ -17,14 +17,16 @@ TEST(AdamW, TwoStepsByHand) {
   double expected[2] = {1.0, -2.0}, mean[2] = {}, square[2] = {};
   const double gradients[2][2] = {{0.5, -3.0}, {-0.25, 1e-4}};
   for (int step = 1; step <= 2; ++step) {
-    w.mutable_grad() = torch::tensor({static_cast<float>(gradients[step - 1][0]), static_cast<float>(gradients[step - 1][1])});
+    w.mutable_grad() =
+        torch::tensor({static_cast<float>(gradients[step - 1][0]), static_cast<float>(gradients[step - 1][1])});
     adam.step(0.01, 0.5);
     for (int i = 0; i < 2; ++i) {
       const double g = 0.5 * gradients[step - 1][i];
       mean[i] = 0.9 * mean[i] + 0.1 * g;
       square[i] = 0.95 * square[i] + 0.05 * g * g;
       expected[i] *= 1.0 - 0.01 * 0.1;
-      expected[i] -= 0.01 * (mean[i] / (1.0 - std::pow(0.9, step))) / (std::sqrt(square[i] / (1.0 - std::pow(0.95, step))) + 1e-8);
+      expected[i] -=
+          0.01 * (mean[i] / (1.0 - std::pow(0.9, step))) / (std::sqrt(square[i] / (1.0 - std::pow(0.95, step))) + 1e-8);
       EXPECT_NEAR(w[i].item<double>(), expected[i], 1e-6) << "step " << step;
     }
   }

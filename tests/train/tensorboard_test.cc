@@ -1,9 +1,9 @@
 // TensorBoard's framing: checksums against published vectors, records read back by hand.
 #include "qat/train/tensorboard.h"
 
-#include <cstring>
-
 #include <gtest/gtest.h>
+
+#include <cstring>
 
 #include "format/file_io.h"
 #include "tests/test_paths.h"
@@ -48,8 +48,10 @@ TEST(EventFile, RecordsCanBeReadBack) {
   }
   ASSERT_EQ(records.size(), 2u);
   EXPECT_NE(records[0].find("brain.Event:2"), std::string::npos);
-  // wall_time 1.5 (field 1, double), step 300 (field 2, varint), summary (field 5) of one value: tag (1), simple_value (2).
-  const std::string expected("\x09\x00\x00\x00\x00\x00\x00\xf8\x3f\x10\xac\x02\x2a\x13\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\x80\x3e", 33);
+  // wall_time 1.5 (field 1, double), step 300 (field 2, varint), summary (field 5) of one value: tag (1), simple_value
+  // (2).
+  const std::string expected(
+      "\x09\x00\x00\x00\x00\x00\x00\xf8\x3f\x10\xac\x02\x2a\x13\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\x80\x3e", 33);
   EXPECT_EQ(records[1], expected);
 }
 

@@ -26,7 +26,9 @@ inline void write_tiny_model(const std::string& directory) {
     "rms_norm_eps": 1e-06, "final_logit_softcapping": 30.0, "tie_word_embeddings": true, "max_position_embeddings": 512,
     "hidden_activation": "gelu_pytorch_tanh", "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})");
   write_file(directory + "/tokenizer.json", byte_tokenizer_json());
-  write_file(directory + "/tokenizer_config.json", R"({"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>", "add_bos_token": true})");
+  write_file(
+      directory + "/tokenizer_config.json",
+      R"({"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>", "add_bos_token": true})");
   const std::vector<TensorInfo> table = tensor_table(model_config_from_hf(directory));
   std::vector<TensorSpec> specs;
   for (const TensorInfo& info : table) specs.push_back({info.name, DType::F32, info.shape});
@@ -43,7 +45,8 @@ inline void write_tiny_model(const std::string& directory) {
 
 inline std::string tiny_text(int words) {
   std::string text;
-  for (int i = 0; i < words; ++i) text += (i * i) % 7 == 0 ? "the cat sat.\n" : (i % 3 == 0 ? "a dog ran " : "over the mat ");
+  for (int i = 0; i < words; ++i)
+    text += (i * i) % 7 == 0 ? "the cat sat.\n" : (i % 3 == 0 ? "a dog ran " : "over the mat ");
   return text;
 }
 

@@ -1,8 +1,9 @@
 // AdamW steps against PyTorch and transformers: losses, gradient norms, every gradient of the first step.
 //
-// `llama`: all ten steps in float32. `gemma4-e2b` magnifies each rounding: in float32 PyTorch's own first gradients change by 1.1e-3
-// when OpenBLAS takes one thread instead of two, its fourth loss by 1e-2. So that model is compared on its first step and in float64,
-// where nothing depends on the order of a sum; what is left of the bound is the rounding of the float32 golden itself (0.9e-3).
+// `llama`: all ten steps in float32. `gemma4-e2b` magnifies each rounding: in float32 PyTorch's own first gradients
+// change by 1.1e-3 when OpenBLAS takes one thread instead of two, its fourth loss by 1e-2. So that model is compared on
+// its first step and in float64, where nothing depends on the order of a sum; what is left of the bound is the rounding
+// of the float32 golden itself (0.9e-3).
 #include <gtest/gtest.h>
 
 #include "qat/train/losses.h"
@@ -67,7 +68,8 @@ TEST_P(Train10, LossesAndGradients) {
         if (!p.trained) continue;
         const torch::Tensor expected = float_tensor(golden, "grad0." + p.info.name);
         ASSERT_TRUE(p.master.grad().defined()) << p.info.name;
-        EXPECT_LE((p.master.grad() - expected).norm().item<double>(), 1e-3 * expected.norm().item<double>()) << p.info.name;
+        EXPECT_LE((p.master.grad() - expected).norm().item<double>(), 1e-3 * expected.norm().item<double>())
+            << p.info.name;
         ++compared;
       }
       EXPECT_EQ(compared + 3, golden.tensors().size());  // every gradient in the file has been looked at

@@ -1,12 +1,12 @@
 // Whole runs on a tiny model: resuming gives the same bits, files hold what training multiplied by, bad runs stop well.
 #include "qat/train/trainer.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "qat/train/run_state.h"
@@ -106,9 +106,11 @@ TEST_F(Trainer, ResumingAfterEveryStepGivesTheSameBits) {
   EXPECT_FALSE(fs::exists(pieces.out + "/quantized"));
   const TrainResult result = train(pieces, true);
   EXPECT_EQ(result.interrupted, 0);
-  EXPECT_EQ(read_file(pieces.out + "/quantized/model.safetensors"), read_file(whole.out + "/quantized/model.safetensors"));
+  EXPECT_EQ(read_file(pieces.out + "/quantized/model.safetensors"),
+            read_file(whole.out + "/quantized/model.safetensors"));
   EXPECT_EQ(metrics(pieces), metrics(whole));
-  EXPECT_EQ(read_file(pieces.out + "/tensorboard/events.out.tfevents.qat").size(), read_file(whole.out + "/tensorboard/events.out.tfevents.qat").size());
+  EXPECT_EQ(read_file(pieces.out + "/tensorboard/events.out.tfevents.qat").size(),
+            read_file(whole.out + "/tensorboard/events.out.tfevents.qat").size());
 }
 
 TEST_F(Trainer, ResumesFromTheNewestCheckpointThatCanBeRead) {
@@ -121,7 +123,8 @@ TEST_F(Trainer, ResumesFromTheNewestCheckpointThatCanBeRead) {
   EXPECT_THAT(newest_checkpoint(broken.out), HasSubstr("step-00000004"));
   fs::remove_all(broken.out + "/quantized");
   train(broken, true);
-  EXPECT_EQ(read_file(broken.out + "/quantized/model.safetensors"), read_file(whole.out + "/quantized/model.safetensors"));
+  EXPECT_EQ(read_file(broken.out + "/quantized/model.safetensors"),
+            read_file(whole.out + "/quantized/model.safetensors"));
   EXPECT_EQ(metrics(broken), metrics(whole));
 }
 
@@ -163,7 +166,8 @@ TEST_F(Trainer, FilesHoldWhatTheLastForwardPassMultipliedBy) {
       checkpoint.read_blocks(info, 0, -1, blocks.data());
       std::vector<float> values(static_cast<size_t>(rows * cols));
       decode_rows(grid, blocks.data(), rows, cols, values.data());
-      EXPECT_EQ(std::memcmp(values.data(), view.bytes.data(), view.bytes.size()), 0) << plan << " " << info.name << " on " << dtype_name(grid);
+      EXPECT_EQ(std::memcmp(values.data(), view.bytes.data(), view.bytes.size()), 0)
+          << plan << " " << info.name << " on " << dtype_name(grid);
     }
   }
 }
