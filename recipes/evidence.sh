@@ -14,7 +14,7 @@ mkdir -p "$out"
 
 echo "== float GGUF (llama.cpp's converter) and llama-quantize Q4_0" >&2
 cp "$eval_text" "$out/eval.txt"
-"$judge" hf-to-gguf "$(realpath "$model")" --outfile "$(realpath "$out")/float.gguf" --outtype auto >"$out/convert.log" 2>&1
+"$judge" hf-to-gguf "$(realpath "$model")" --outfile "$(realpath "$out")/float.gguf" --outtype f32 >"$out/convert.log" 2>&1
 "$judge" llama-quantize "$(realpath "$out")/float.gguf" "$(realpath "$out")/ptq.gguf" Q4_0 >"$out/quantize.log" 2>&1
 
 echo "== QAT ($recipe)" >&2
