@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <set>
 
+#include "format/checkpoint_internal.h"
 #include "format/error.h"
 
 namespace qat {
@@ -34,10 +35,6 @@ void for_pieces(int64_t rows, int64_t cols, Work work) {
   for (int64_t row = 0; row < rows; row += step) work(row, std::min(step, rows - row));
 }
 
-bool is_float(DType type) {
-  return type == DType::F32 || type == DType::F16 || type == DType::BF16 || type == DType::F64;
-}
-
 // Finds a table entry under whatever prefix the file uses. nullptr: not there.
 const TensorView* find_in(const Safetensors& file, const std::string& canonical) {
   for (const std::string& name : hf_name_candidates(canonical))
@@ -58,41 +55,6 @@ TensorView fit_to_table(const TensorView& view, const TensorInfo& info, Arch arc
   cut.shape = info.shape;
   cut.bytes = view.bytes.subspan(0, *tensor_bytes(view.dtype, info.shape));
   return cut;
-}
-
-// Names that are no surprise in a checkpoint of this shape: the table's, and those the model has no use for, which are
-// what the table would have if nothing were shared (the head of a tied model, K and V of layers that attend to another
-// layer's).
-std::set<std::string> expected_names(const ModelConfig& config) {
-  ModelConfig unshared = config;
-  unshared.tied = false;
-  unshared.kv_shared_layers = 0;
-  for (size_t i = 0; i < unshared.layers.size(); ++i) {
-    unshared.layers[i].kv_source = static_cast<int64_t>(i);
-    unshared.layers[i].k_eq_v = false;
-  }
-  std::set<std::string> names;
-  for (const TensorInfo& info : tensor_table(unshared))
-    for (const std::string& name : hf_name_candidates(info.name)) names.insert(name);
-  return names;
-}
-
-void note_ignored(const Safetensors& file, const ModelConfig& config, std::vector<std::string>* notices) {
-  const std::set<std::string> expected = expected_names(config);
-  size_t towers = 0, unknown = 0;
-  std::string examples;
-  for (const TensorView& view : file.tensors()) {
-    if (expected.count(view.name) != 0) continue;
-    if (is_tower_tensor(view.name)) {
-      ++towers;
-    } else if (++unknown <= 3) {
-      examples += (unknown == 1 ? "" : ", ") + printable(view.name);
-    }
-  }
-  if (towers > 0) notices->push_back("ignored " + std::to_string(towers) + " tensors of vision and audio towers");
-  if (unknown > 0)
-    notices->push_back("ignored " + std::to_string(unknown) + " unknown tensors: " + examples +
-                       (unknown > 3 ? ", ..." : ""));
 }
 
 // The safetensors entries that hold one tensor on its grid, in the order in which the file has them.
@@ -140,10 +102,58 @@ void copy_rows(const TensorView& view, int64_t row, int64_t count, std::vector<T
                 out->size() * sizeof(T));
 }
 
+bool is_mobile_directory(const std::string& directory) {
+  const std::string config = directory + "/config.json";
+  std::error_code ignored;
+  return fs::exists(config, ignored) && is_mobile_config(read_file(config, kMaxConfigBytes));
+}
+
+// The directory, if it holds float weights.
+const std::string& without_codes(const std::string& directory) {
+  if (is_mobile_directory(directory))
+    fail(directory, ": expected float weights, found a checkpoint already quantized in the mobile schema");
+  return directory;
+}
+
 }  // namespace
 
+bool is_float(DType type) {
+  return type == DType::F32 || type == DType::F16 || type == DType::BF16 || type == DType::F64;
+}
+
+std::set<std::string> expected_names(const ModelConfig& config) {
+  ModelConfig unshared = config;
+  unshared.tied = false;
+  unshared.kv_shared_layers = 0;
+  for (size_t i = 0; i < unshared.layers.size(); ++i) {
+    unshared.layers[i].kv_source = static_cast<int64_t>(i);
+    unshared.layers[i].k_eq_v = false;
+  }
+  std::set<std::string> names;
+  for (const TensorInfo& info : tensor_table(unshared))
+    for (const std::string& name : hf_name_candidates(info.name)) names.insert(name);
+  return names;
+}
+
+void note_ignored(const Safetensors& file, const std::set<std::string>& expected, std::vector<std::string>* notices) {
+  size_t towers = 0, unknown = 0;
+  std::string examples;
+  for (const TensorView& view : file.tensors()) {
+    if (expected.count(view.name) != 0) continue;
+    if (is_tower_tensor(view.name)) {
+      ++towers;
+    } else if (++unknown <= 3) {
+      examples += (unknown == 1 ? "" : ", ") + printable(view.name);
+    }
+  }
+  if (towers > 0) notices->push_back("ignored " + std::to_string(towers) + " tensors of vision and audio towers");
+  if (unknown > 0)
+    notices->push_back("ignored " + std::to_string(unknown) + " unknown tensors: " + examples +
+                       (unknown > 3 ? ", ..." : ""));
+}
+
 FloatCheckpoint::FloatCheckpoint(const std::string& directory)
-    : directory_(directory),
+    : directory_(without_codes(directory)),
       config_(model_config_from_hf(directory, &notices_)),
       table_(tensor_table(config_)),
       file_(std::make_unique<Safetensors>(directory)) {
@@ -153,7 +163,7 @@ FloatCheckpoint::FloatCheckpoint(const std::string& directory)
       fail(directory, ": expected tensor ", info.name, " of shape ", shape_text(info.shape), ", found none");
     by_name_.emplace(info.name, fit_to_table(*view, info, config_.arch, directory));
   }
-  note_ignored(*file_, config_, &notices_);
+  note_ignored(*file_, expected_names(config_), &notices_);
 }
 
 const TensorView& FloatCheckpoint::tensor(const TensorInfo& info) const {
@@ -335,7 +345,8 @@ ModelKind detect_model_kind(const std::string& path) {
   std::error_code ignored;
   if (fs::is_directory(path, ignored)) {
     if (fs::exists(path + "/" + kPlanFile, ignored)) return ModelKind::quantized_checkpoint;
-    if (fs::exists(path + "/config.json", ignored)) return ModelKind::hf_directory;
+    if (fs::exists(path + "/config.json", ignored))
+      return is_mobile_directory(path) ? ModelKind::mobile : ModelKind::hf_directory;
     fail(path, kLookedFor, ", found a directory without either");
   }
   if (!fs::exists(path, ignored)) fail(path, kLookedFor, ", found nothing");

@@ -81,8 +81,8 @@ class QuantizedCheckpointWriter {
 // Files of an HF directory that travel with a model: config.json, generation_config.json, tokenizer*, chat templates.
 void copy_model_files(const std::string& from, const std::string& to);
 
-enum class ModelKind { gguf, hf_directory, quantized_checkpoint };
-// Told apart by content (magic bytes; qat_plan.json). Throws Error saying what was looked for.
+enum class ModelKind { gguf, hf_directory, mobile, quantized_checkpoint };  // mobile: format/mobile.h
+// Told apart by content (magic bytes; qat_plan.json; quantization_config). Throws Error saying what was looked for.
 ModelKind detect_model_kind(const std::string& path);
 
 }  // namespace qat

@@ -22,6 +22,8 @@ constexpr DTypeInfo kTable[] = {
     {DType::U32, "U32", "U32", -1, 1, 4},
     {DType::U64, "U64", "U64", -1, 1, 8},
     {DType::BOOL, "BOOL", "BOOL", -1, 1, 1},
+    {DType::I2, "I2", nullptr, -1, 4, 1},
+    {DType::I4, "I4", nullptr, -1, 2, 1},
     {DType::Q4_0, "Q4_0", nullptr, 2, 32, 18},
     {DType::Q4_1, "Q4_1", nullptr, 3, 32, 20},
     {DType::Q5_0, "Q5_0", nullptr, 6, 32, 22},
@@ -65,7 +67,9 @@ const DTypeInfo* find_dtype_by_name(std::string_view name) {
 
 size_t row_bytes(DType type, int64_t cols) {
   const DTypeInfo& info = dtype_info(type);
-  QAT_CHECK(cols >= 0 && cols % info.block_size == 0);
+  const bool padded = type == DType::I2 || type == DType::I4;
+  QAT_CHECK(cols >= 0 && (padded || cols % info.block_size == 0));
+  if (padded) cols += info.block_size - 1;
   return static_cast<size_t>(cols / info.block_size) * static_cast<size_t>(info.block_bytes);
 }
 

@@ -25,6 +25,8 @@ enum class DType : uint8_t {
   U32,
   U64,
   BOOL,  // one element per block
+  I2,
+  I4,  // codes of the channel-wise grids (format/channel_grid.h), 4 and 2 to the byte, rows padded to whole bytes
   Q4_0,
   Q4_1,
   Q5_0,
@@ -55,7 +57,7 @@ const DTypeInfo* find_dtype_by_name(std::string_view name);           // case-in
 
 inline const char* dtype_name(DType type) { return dtype_info(type).name; }
 
-// Bytes of a row of `cols` elements; cols must be a multiple of the block size.
+// Bytes of a row of `cols` elements; cols must be a multiple of the block size (I2, I4: any, rounded up).
 size_t row_bytes(DType type, int64_t cols);
 // Bytes of a tensor whose shape came out of a file (outermost first; empty = scalar). Nothing when a size is negative,
 // the last is no multiple of the block size, or any product overflows int64.

@@ -65,8 +65,8 @@ struct ModelConfig {
 // goes to `notices`. Keys of every transformers release are understood; a key that may be absent gets transformers'
 // default. Throws Error for another architecture, for what would change the forward pass and is not implemented
 // (mixture of experts, drafters, biases, other activations or rotary embeddings, attention softcapping, bidirectional
-// attention, checkpoints that are quantized already), for a missing key, a value out of range, or layer lists of the
-// wrong length.
+// attention, checkpoints that are quantized already, but for the mobile schema), for a missing key, a value out of
+// range, or layer lists of the wrong length.
 ModelConfig model_config_from_hf(const std::string& directory, std::vector<std::string>* notices = nullptr);
 ModelConfig model_config_from_json(const std::string& json, const std::string& origin,
                                    std::vector<std::string>* notices = nullptr);

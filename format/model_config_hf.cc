@@ -5,6 +5,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "format/checkpoint_internal.h"
 #include "format/error.h"
 #include "format/file_io.h"
 #include "format/model_config.h"
@@ -14,7 +15,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxConfigBytes = size_t{16} << 20;
 constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 
 std::string shown(const Json& value) {
@@ -323,9 +323,11 @@ void read_per_layer_embeddings(const Object& text, bool unified, ModelConfig* c)
   c->ple_vocab = c->ple > 0 ? text.integer("vocab_size_per_layer_input", 262144) : 0;
 }
 
+// Other weights than floats, or those of the mobile schema, which has its own reader.
 void refuse_quantized(const Object& object) {
   if (!object.has("quantization_config")) return;
   const std::string method = object.object("quantization_config").string("quant_method", "an unnamed method");
+  if (method == "gemma") return;
   fail(object.place(), ": expected float weights, found a checkpoint already quantized by ", method);
 }
 

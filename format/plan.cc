@@ -1,13 +1,10 @@
 #include "format/plan.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <algorithm>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "format/error.h"
+#include "format/pattern.h"
 
 namespace qat {
 namespace {
@@ -16,45 +13,6 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "qat_plan";
 constexpr int kVersion = 1;
-
-// A compiled regular expression, searched anywhere in a name.
-class Pattern {
- public:
-  explicit Pattern(const std::string& text) : text_(text) {
-    int code = 0;
-    PCRE2_SIZE offset = 0;
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, &code, &offset, nullptr));
-    if (code_ == nullptr)
-      fail("plan rule \"", text, "\": not a regular expression: ", message(code), " at character ", offset);
-    match_.reset(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-    QAT_CHECK(match_ != nullptr);
-  }
-
-  bool found_in(const std::string& name) const {
-    const int result =
-        pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0, match_.get(), nullptr);
-    if (result >= 0) return true;
-    if (result == PCRE2_ERROR_NOMATCH) return false;
-    fail("plan rule \"", text_, "\": cannot be matched against ", name, ": ", message(result));
-  }
-
- private:
-  static std::string message(int code) {
-    PCRE2_UCHAR buffer[256];
-    pcre2_get_error_message(code, buffer, sizeof buffer);
-    return reinterpret_cast<const char*>(buffer);
-  }
-
-  struct FreeCode {
-    void operator()(pcre2_code* p) const { pcre2_code_free(p); }
-  };
-  struct FreeMatch {
-    void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
-  };
-  std::string text_;
-  std::unique_ptr<pcre2_code, FreeCode> code_;
-  std::unique_ptr<pcre2_match_data, FreeMatch> match_;
-};
 
 void require_grid(DType type, const std::string& place) {
   if (!is_grid(type))
@@ -117,7 +75,7 @@ std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vecto
   std::vector<Pattern> patterns;
   for (const PlanRule& rule : plan.rules) {
     require_grid(rule.grid, "plan rule \"" + rule.pattern + "\"");
-    patterns.emplace_back(rule.pattern);
+    patterns.emplace_back(rule.pattern, "plan rule");
     require_match(patterns.back(), rule.pattern, table);
   }
   require_grid(plan.target, "plan target");

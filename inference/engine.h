@@ -1,4 +1,5 @@
-// Runs a model on the CPU: any MODEL (GGUF file, HF directory, quantized checkpoint) by one forward pass.
+// Runs a model on the CPU: any MODEL (GGUF file, HF directory, mobile directory, quantized checkpoint) by one forward
+// pass.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,11 @@ struct Matrix {
   DType dtype = DType::F32;
   int64_t rows = 0, cols = 0;
   const uint8_t* data = nullptr;
+  // Of the channel-wise grids (I2, I4, I8) only: float32 scales [rows, scales_per_row], at any address.
+  const uint8_t* scales = nullptr;
+  int64_t scales_per_row = 1;
+  // Static 8-bit grids (format/channel_grid.h) that a product's input and output are rounded to; 0: not rounded.
+  float input_scale = 0.0f, output_scale = 0.0f;
   explicit operator bool() const { return data != nullptr; }
 };
 

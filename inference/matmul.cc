@@ -1,7 +1,9 @@
 #include "inference/matmul.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "format/channel_grid.h"
 #include "format/error.h"
 
 namespace qat {
@@ -20,6 +22,21 @@ int64_t piece_of(int64_t items, int64_t work_per_item, int64_t step, int workers
 }
 
 }  // namespace
+
+void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t count, float* out) {
+  const uint8_t* data = w.data + static_cast<size_t>(row) * row_bytes(w.dtype, w.cols);
+  if (w.scales == nullptr) return find_row_kernel(w.dtype, isa)->decode(data + row_bytes(w.dtype, first), count, out);
+  const int64_t group = w.cols / w.scales_per_row;
+  while (count > 0) {
+    const int64_t index = first / group, n = std::min(count, (index + 1) * group - first);
+    float scale;
+    std::memcpy(&scale, w.scales + 4 * (row * w.scales_per_row + index), sizeof scale);
+    decode_packed(code_bits(w.dtype), data, first, n, scale, out);
+    first += n;
+    count -= n;
+    out += n;
+  }
+}
 
 void MatmulInput::reserve_scratch(int workers, int64_t floats) {
   scratch_stride_ = std::max(scratch_stride_, static_cast<size_t>(round_up(floats, 16)));
@@ -47,19 +64,18 @@ void MatmulInput::set(Isa isa, ThreadPool& pool, const float* x, int64_t rows, i
 
 // One weight row at a time: a dot product with each row of x.
 void MatmulInput::multiply_by_row(Isa isa, ThreadPool& pool, const Matrix& w, float* y) {
-  const RowKernel& kernel = *find_row_kernel(w.dtype, isa);
+  const RowKernel* kernel = find_row_kernel(w.dtype, isa);  // nullptr for channel-wise grids
   const RowKernel& floats = *find_row_kernel(DType::F32, isa);
   const size_t stride = row_bytes(w.dtype, w.cols);
-  if (rows_ > 1) reserve_scratch(pool.size(), w.cols);
+  reserve_scratch(pool.size(), w.cols);
   pool.parallel_for(w.rows, piece_of(w.rows, rows_ * w.cols, 1, pool.size()),
                     [&](int64_t begin, int64_t end, int worker) {
                       for (int64_t o = begin; o < end; ++o) {
-                        const uint8_t* row = w.data + static_cast<size_t>(o) * stride;
-                        if (rows_ == 1) {
-                          y[o] = kernel.dot(row, x_, w.cols);
+                        if (rows_ == 1 && kernel != nullptr) {
+                          y[o] = kernel->dot(w.data + static_cast<size_t>(o) * stride, x_, w.cols);
                           continue;
                         }
-                        kernel.decode(row, w.cols, scratch(worker));
+                        decode_row(isa, w, o, 0, w.cols, scratch(worker));
                         const auto* decoded = reinterpret_cast<const uint8_t*>(scratch(worker));
                         for (int64_t r = 0; r < rows_; ++r)
                           y[r * w.rows + o] = floats.dot(decoded, x_ + r * w.cols, w.cols);
@@ -69,9 +85,7 @@ void MatmulInput::multiply_by_row(Isa isa, ThreadPool& pool, const Matrix& w, fl
 
 // A block of weight rows is decoded once per kDepth columns and meets every panel of activations.
 void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, float* y) {
-  const RowKernel& row_kernel = *find_row_kernel(w.dtype, isa);
   const PanelKernel& kernel = *find_panel_kernel(isa);
-  const size_t stride = row_bytes(w.dtype, w.cols);
   reserve_scratch(pool.size(), kOutputs * kDepth);
   const int64_t piece = std::min(kOutputs, piece_of(w.rows, rows_ * w.cols, kOutputStep, pool.size()));
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
@@ -80,9 +94,7 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
       const int64_t outputs = std::min(kOutputs, end - o);
       for (int64_t k = 0; k < w.cols; k += kDepth) {
         const int64_t depth = std::min(kDepth, w.cols - k);
-        for (int64_t i = 0; i < outputs; ++i)
-          row_kernel.decode(w.data + static_cast<size_t>(o + i) * stride + row_bytes(w.dtype, k), depth,
-                            block + i * kDepth);
+        for (int64_t i = 0; i < outputs; ++i) decode_row(isa, w, o + i, k, depth, block + i * kDepth);
         for (int64_t first = 0; first < rows_; first += kPanelRows) {
           const int64_t rows = std::min(kPanelRows, rows_ - first);
           kernel.multiply(packed_.data() + first * cols_ + k * round_up(rows, kLanes), rows, depth, block, kDepth,

@@ -32,6 +32,9 @@ class MatmulInput {
   size_t scratch_stride_ = 0;
 };
 
+// Elements [first, first + count) of a row, as floats: bit for bit what decode_rows says, or code * scale.
+void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t count, float* out);
+
 // y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. The result does not depend on the
 // number of threads, and that of a row not on the other rows (as long as there are two or more: a single row takes the
 // dot product's order).

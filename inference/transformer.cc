@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/grid.h"
 #include "inference/rope.h"
@@ -73,10 +74,26 @@ struct Transformer::Pass {
     input.set(model.isa_, pool, x, rows, cols);
   }
 
-  // y = input * matrix^T; x is what `input` was set from.
+  // y = input * matrix^T; x is what `input` was set from. Where the matrix has static activation scales, input and
+  // output are rounded to them.
   void linear(MatmulInput& input, const float* x, const Matrix& matrix, const std::string& name, float* y) {
     if (model.observer != nullptr) model.observer(model.observer_user, name, input.rows(), input.cols(), x);
-    matmul(model.isa_, pool, input, matrix, y);
+    const int64_t rows = input.rows();
+    if (matrix.input_scale != 0.0f) {
+      float* rounded = grown(ws.rounded, rows * matrix.cols);
+      round_rows(x, rows, matrix.cols, matrix.input_scale, rounded);
+      set_input(ws.rounded_input, rounded, rows, matrix.cols);
+      matmul(model.isa_, pool, ws.rounded_input, matrix, y);
+    } else {
+      matmul(model.isa_, pool, input, matrix, y);
+    }
+    if (matrix.output_scale != 0.0f) round_rows(y, rows, matrix.rows, matrix.output_scale, y);
+  }
+
+  void round_rows(const float* x, int64_t rows, int64_t cols, float scale, float* out) {
+    pool.parallel_for(rows * cols, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
+      round_activations(x + begin, end - begin, scale, out + begin);
+    });
   }
 
   void norm_rows(const float* x, const std::vector<float>& weight, float* out) {
@@ -100,13 +117,10 @@ struct Transformer::Pass {
     float* hidden = grown(ws.hidden, n * c.hidden);
     grown(ws.normed, n * c.hidden);
     grown(ws.branch, n * c.hidden);
-    const RowKernel& kernel = *find_row_kernel(w.embedding.dtype, model.isa_);
     const float scale = static_cast<float>(c.embedding_scale);
-    const size_t stride = row_bytes(w.embedding.dtype, c.hidden);
     for_rows(c.hidden, [&](int64_t r) {
       float* h = hidden + r * c.hidden;
-      kernel.decode(w.embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), c.hidden,
-                    h);
+      decode_row(model.isa_, w.embedding, ws.rows[static_cast<size_t>(r)].token, 0, c.hidden, h);
       for (int64_t i = 0; i < c.hidden; ++i) h[i] *= scale;
     });
   }
@@ -118,16 +132,13 @@ struct Transformer::Pass {
     float* per_layer = grown(ws.per_layer, n * width);
     set_input(ws.input, ws.hidden.data(), n, c.hidden);
     linear(ws.input, ws.hidden.data(), w.ple_model_projection, model.ple_model_projection_name_, per_layer);
-    const RowKernel& kernel = *find_row_kernel(w.ple_embedding.dtype, model.isa_);
-    const size_t stride = row_bytes(w.ple_embedding.dtype, width);
     const float token_scale = static_cast<float>(std::sqrt(static_cast<double>(c.ple)));
     const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
     const float half = static_cast<float>(std::sqrt(0.5));
     float* token_rows = grown(ws.gate, n * width);
     for_rows(3 * width, [&](int64_t r) {
       float* token = token_rows + r * width;
-      kernel.decode(w.ple_embedding.data + stride * static_cast<size_t>(ws.rows[static_cast<size_t>(r)].token), width,
-                    token);
+      decode_row(model.isa_, w.ple_embedding, ws.rows[static_cast<size_t>(r)].token, 0, width, token);
       float* context = per_layer + r * width;
       for (int64_t i = 0; i < width; ++i) context[i] *= context_scale;
       for (int64_t i = 0; i < width; i += c.ple)

@@ -1,9 +1,11 @@
-// load_weights: from the three kinds of MODEL to the one struct the forward pass reads.
+// load_weights: from the four kinds of MODEL to the one struct the forward pass reads.
 #include <functional>
 
+#include "format/channel_grid.h"
 #include "format/checkpoint.h"
 #include "format/gguf.h"
 #include "format/grid.h"
+#include "format/mobile.h"
 #include "inference/engine.h"
 #include "inference/kernels.h"
 
@@ -118,6 +120,29 @@ Weights from_hf(const std::string& path) {
   return w;
 }
 
+Weights from_mobile(const std::string& path) {
+  const auto checkpoint = std::make_shared<MobileCheckpoint>(path);  // checks names, shapes, types and scales
+  Weights w;
+  w.config = checkpoint->config();
+  take_tensors(w, checkpoint->table(),
+               {[&](const TensorInfo& info) {
+                  const MobileTensor& tensor = checkpoint->tensor(info);
+                  Matrix matrix = {tensor.dtype, info.shape[0], info.shape[1], tensor.data.data()};
+                  if (code_bits(tensor.dtype) == 0) {
+                    check_type(tensor.dtype, path, info.name);
+                    return matrix;
+                  }
+                  matrix.scales = tensor.scales.data();
+                  matrix.scales_per_row = tensor.scales_per_row;
+                  matrix.input_scale = tensor.input_scale;
+                  matrix.output_scale = tensor.output_scale;
+                  return matrix;
+                },
+                [&](const TensorInfo& info) { return checkpoint->read(info); }});
+  w.owners.push_back(checkpoint);
+  return w;
+}
+
 Weights from_quantized(const std::string& path) {
   const QuantizedCheckpoint checkpoint(path);
   Weights w;
@@ -150,6 +175,7 @@ Weights load_weights(const std::string& path) {
   switch (detect_model_kind(path)) {
     case ModelKind::gguf: return from_gguf(path);
     case ModelKind::hf_directory: return from_hf(path);
+    case ModelKind::mobile: return from_mobile(path);
     case ModelKind::quantized_checkpoint: return from_quantized(path);
   }
   QAT_CHECK(false);

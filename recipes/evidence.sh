@@ -14,7 +14,9 @@ mkdir -p "$out"
 
 echo "== float GGUF (llama.cpp's converter) and llama-quantize Q4_0" >&2
 cp "$eval_text" "$out/eval.txt"
-"$judge" hf-to-gguf "$(realpath "$model")" --outfile "$(realpath "$out")/float.gguf" --outtype f32 >"$out/convert.log" 2>&1
+# In the checkpoint's own type: llama-quantize keeps the matrices that it does not quantize as it finds them, and so does qat.
+grep -q '"dtype": *"bfloat16"\|"torch_dtype": *"bfloat16"' "$model/config.json" && type=bf16 || type=f32
+"$judge" hf-to-gguf "$(realpath "$model")" --outfile "$(realpath "$out")/float.gguf" --outtype $type >"$out/convert.log" 2>&1
 "$judge" llama-quantize "$(realpath "$out")/float.gguf" "$(realpath "$out")/ptq.gguf" Q4_0 >"$out/quantize.log" 2>&1
 
 echo "== QAT ($recipe)" >&2

@@ -54,7 +54,7 @@ void run_generate(const GenerateOptions& options) {
   print_now(stream.finish() + "\n");
   const double reading = std::chrono::duration<double>(first - start).count();
   const double writing = std::chrono::duration<double>(Clock::now() - first).count();
-  std::fprintf(stderr, "%zu prompt tokens in %.2f s, %lld tokens in %.2f s", prompt.size(), reading,
+  std::fprintf(stderr, "%zu prompt tokens in %.3g s, %lld tokens in %.3g s", prompt.size(), reading,
                static_cast<long long>(count), writing);
   if (count > 1 && writing > 0) std::fprintf(stderr, ", %.1f tokens/s", static_cast<double>(count - 1) / writing);
   std::fprintf(stderr, "%s\n", stopped ? " (interrupted)" : "");

@@ -22,6 +22,7 @@ double bits(uint64_t bytes, uint64_t weights) { return Totals{1, weights, bytes}
 const char* kind_text(const std::string& kind) {
   if (kind == "gguf") return "GGUF file";
   if (kind == "hf_directory") return "Hugging Face directory";
+  if (kind == "mobile") return "Hugging Face directory, mobile schema";
   return kind == "quantized_checkpoint" ? "quantized checkpoint" : "safetensors";
 }
 

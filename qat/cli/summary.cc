@@ -13,6 +13,7 @@
 #include "format/error.h"
 #include "format/file_io.h"
 #include "format/gguf.h"
+#include "format/mobile.h"
 #include "format/safetensors.h"
 
 namespace qat {
@@ -98,6 +99,18 @@ void summarize_quantized(ModelSummary& summary) {
   }
 }
 
+void summarize_mobile(ModelSummary& summary) {
+  const MobileCheckpoint checkpoint(summary.path);
+  summary.kind = "mobile";
+  summary.config = checkpoint.config();
+  summary.notices = checkpoint.notices();
+  for (const TensorInfo& info : checkpoint.table()) {
+    const MobileTensor& tensor = checkpoint.tensor(info);
+    summary.tensors.push_back(
+        {info.name, tensor.dtype, info.shape, element_count(info.shape), tensor.data.size() + tensor.scales.size()});
+  }
+}
+
 bool begins_with_gguf_magic(const std::string& path) {
   std::FILE* file = std::fopen(path.c_str(), "rb");
   if (file == nullptr) return false;
@@ -138,7 +151,8 @@ ModelSummary summarize(const std::string& path) {
   } else if (fs::exists(fs::path(path) / "qat_plan.json")) {
     summarize_quantized(summary);
   } else if (fs::exists(fs::path(path) / "config.json")) {
-    summarize_hf(summary);
+    if (detect_model_kind(path) == ModelKind::mobile) summarize_mobile(summary);
+    else summarize_hf(summary);
   } else {
     summary.kind = "safetensors";
     summarize_safetensors(summary);

@@ -30,10 +30,11 @@ struct Totals {
 
 struct ModelSummary {
   std::string path;
-  std::string kind;                   // "gguf", "hf_directory", "quantized_checkpoint", "safetensors"
+  std::string kind;                   // "gguf", "hf_directory", "mobile", "quantized_checkpoint", "safetensors"
   std::optional<ModelConfig> config;  // absent when the file holds no model that this program knows
   std::vector<std::string> notices;
-  std::vector<TensorSummary> tensors;  // file order; for a quantized checkpoint, the tensors that its parts make up
+  std::vector<TensorSummary>
+      tensors;  // file order; for quantized checkpoints and mobile, the tensors that parts make up
   std::vector<std::pair<std::string, std::string>>
       metadata;             // keys of a GGUF or safetensors file, values as text (long arrays cut)
   uint64_t file_bytes = 0;  // of the files that hold the weights, headers included

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <dlfcn.h>
+#include <sys/resource.h>
 #include <torch/cuda.h>
 
 #include <chrono>
@@ -103,6 +104,17 @@ struct Evaluation {
 };
 
 // --- The run ---
+
+// What a run took, for whoever plans the next: "trained on 1638400 tokens in 2 min 10 s: 12600 tokens/s, peak memory
+// 404 MB".
+void print_cost(int64_t tokens, double seconds) {
+  if (tokens == 0) return;
+  struct rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  std::fprintf(stderr, "trained on %lld tokens in %s: %.0f tokens/s, peak memory %s\n", static_cast<long long>(tokens),
+               duration_text(seconds).c_str(), static_cast<double>(tokens) / seconds,
+               bytes_text(static_cast<uint64_t>(usage.ru_maxrss) * 1024).c_str());
+}
 
 class Run {
  public:
@@ -311,6 +323,8 @@ std::string Run::save() { return save_run(info_, model_, optimizer_); }
 TrainResult Run::execute() {
   const auto due = [&](int64_t every) { return every > 0 && info_.step % every == 0; };
   const int64_t tokens_per_step = recipe_.batch * recipe_.accumulate * recipe_.sequence;
+  const int64_t first = info_.step;
+  double training_seconds = 0.0;  // evaluations and checkpoints not counted
   ProgressBar bar("train", recipe_.steps);
   if (info_.step == 0) log_evaluation(bar);
   double window_seconds = 0.0;
@@ -319,7 +333,9 @@ TrainResult Run::execute() {
     const Clock::time_point start = Clock::now();
     const StepReport report = train_step(info_.step + 1);
     ++info_.step;
-    window_seconds += seconds_since(start);
+    const double seconds = seconds_since(start);
+    window_seconds += seconds;
+    training_seconds += seconds;
     ++window_steps;
     const double speed = static_cast<double>(window_steps * tokens_per_step) / window_seconds;
     char text[120];
@@ -343,6 +359,7 @@ TrainResult Run::execute() {
     if (due(recipe_.checkpoint_every) || (recipe_.checkpoint_every > 0 && info_.step == recipe_.steps)) save();
   }
   bar.finish();
+  print_cost((info_.step - first) * tokens_per_step, training_seconds);
   finish();
   return {info_.step, 0, ""};
 }

@@ -41,6 +41,9 @@ TEST(DType, RowBytes) {
   EXPECT_EQ(row_bytes(DType::Q8_0, 64), 68u);    // 8.5
   EXPECT_EQ(row_bytes(DType::Q6_K, 512), 420u);  // 6.5625
   EXPECT_EQ(row_bytes(DType::Q4_0, 0), 0u);
+  EXPECT_EQ(row_bytes(DType::I4, 33), 17u);  // padded to whole bytes
+  EXPECT_EQ(row_bytes(DType::I2, 33), 9u);
+  EXPECT_EQ(row_bytes(DType::I2, 0), 0u);
 }
 
 TEST(DTypeDeathTest, ARowOfHalfABlockIsAProgrammersFault) { EXPECT_DEATH(row_bytes(DType::Q4_0, 33), "check failed"); }

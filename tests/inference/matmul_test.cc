@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <cfloat>
+#include <cstring>
 
+#include "format/channel_grid.h"
 #include "tests/inference/random.h"
 
 namespace qat {
@@ -58,6 +60,63 @@ TEST_P(Matmul, EveryTypeAndRaggedShape) {
           ASSERT_NEAR(y[static_cast<size_t>(r * s.outputs + o)], sum, bound)
               << dtype_name(type) << " " << s.rows << " x " << s.outputs << " x " << s.cols << " at " << r << ", " << o;
         }
+      }
+    }
+  }
+}
+
+// A matrix on a channel-wise grid, its scales at an odd address.
+struct ChannelMatrix {
+  ChannelMatrix(int bits, int64_t rows, int64_t cols, int64_t scales_per_row, Random* random)
+      : codes(static_cast<size_t>(rows * cols)),
+        packed(row_bytes(code_type(bits), cols) * static_cast<size_t>(rows)),
+        scale_bytes(static_cast<size_t>(rows * scales_per_row) * 4 + 1),
+        values(codes.size()) {
+    for (int8_t& code : codes)
+      code = static_cast<int8_t>(static_cast<int>(std::floor(random->next() * static_cast<float>(1 << (bits - 1)))));
+    pack_codes(bits, codes.data(), rows, cols, packed.data());
+    for (int64_t i = 0; i < rows * scales_per_row; ++i) {
+      const float scale = 1.5f + random->next();
+      std::memcpy(scale_bytes.data() + 1 + 4 * i, &scale, 4);
+      const int64_t group = cols / scales_per_row;
+      decode_channel(codes.data() + i * group, group, scale, values.data() + i * group);
+    }
+    matrix = {code_type(bits), rows, cols, packed.data()};
+    matrix.scales = scale_bytes.data() + 1;
+    matrix.scales_per_row = scales_per_row;
+  }
+  std::vector<int8_t> codes;
+  std::vector<uint8_t> packed, scale_bytes;
+  std::vector<float> values;  // code * scale
+  Matrix matrix;
+};
+
+TEST_P(Matmul, ChannelWiseGrids) {
+  Random random(6);
+  for (const int bits : {2, 4, 8}) {
+    for (const Shape s : {Shape{1, 1, 1}, Shape{1, 5, 37}, Shape{2, 3, 7}, Shape{9, 64, 96}, Shape{17, 70, 301},
+                          Shape{3, 67, 514}, Shape{1, 33, 514}}) {
+      const ChannelMatrix w(bits, s.outputs, s.cols, 1, &random);
+      const std::vector<float> x = random.floats(s.rows * s.cols);
+      const std::vector<float> y = multiply(2, x, s.rows, w.matrix);
+      const std::vector<float> floats =
+          multiply(2, x, s.rows, {DType::F32, s.outputs, s.cols, reinterpret_cast<const uint8_t*>(w.values.data())});
+      // Decoded to the same floats, added in the same order.
+      EXPECT_EQ(y, floats) << bits << " bits, " << s.rows << " x " << s.outputs << " x " << s.cols;
+    }
+  }
+}
+
+TEST_P(Matmul, RowsOfAnEmbeddingWithSeveralScales) {
+  Random random(7);
+  for (const int bits : {2, 4, 8}) {
+    const ChannelMatrix w(bits, 5, 42, 6, &random);  // groups of 7 begin inside bytes
+    for (int64_t row = 0; row < 5; ++row) {
+      for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 42}, {3, 20}, {41, 1}, {7, 7}}) {
+        std::vector<float> out(static_cast<size_t>(count));
+        decode_row(GetParam(), w.matrix, row, first, count, out.data());
+        const auto begin = w.values.begin() + row * 42 + first;
+        EXPECT_EQ(out, std::vector<float>(begin, begin + count)) << bits << " bits, row " << row << " from " << first;
       }
     }
   }
