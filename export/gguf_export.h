@@ -2,6 +2,7 @@
 // Differences from convert_hf_to_gguf.py that are meant: export/README.md.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 

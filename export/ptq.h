@@ -1,6 +1,7 @@
 // Post-training quantization: fills codes and scales without training, tensor by tensor in constant memory.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>

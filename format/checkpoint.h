@@ -8,6 +8,7 @@
 // PTQ and QAT write the same thing; export only repacks it.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>

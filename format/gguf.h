@@ -1,6 +1,7 @@
 // The GGUF v3 container (ggml docs/gguf.md): metadata key/values, tensor infos, aligned tensor data. Little-endian.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <variant>

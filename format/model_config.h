@@ -1,6 +1,7 @@
 // What a model is: read from an HF config.json or from GGUF metadata, the same struct from both.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // https://github.com/huggingface/safetensors (format section of its README)
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>

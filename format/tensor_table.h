@@ -2,6 +2,7 @@
 // spells a tensor name.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

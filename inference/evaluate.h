@@ -1,6 +1,7 @@
 // Perplexity and KL divergence, defined exactly as llama-perplexity computes them (tools/perplexity/perplexity.cpp).
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>

@@ -1,6 +1,7 @@
 // Products of activations with stored matrices, over the threads of a pool.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "inference/engine.h"

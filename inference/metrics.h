@@ -1,6 +1,7 @@
 // The statistics of an evaluation, from figures of single tokens. Each is defined as llama-perplexity defines it.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "inference/evaluate.h"

@@ -1,6 +1,7 @@
 // The forward pass over any set of (sequence, position) rows, and what Engine keeps. Internal to inference/.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>

@@ -2,6 +2,8 @@
 // a time.
 #pragma once
 
+#include <cstdint>
+
 #include "fakequant/libtorch.h"
 
 namespace qat {

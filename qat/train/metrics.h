@@ -1,6 +1,7 @@
 // What a run reports about itself: OUT/metrics.jsonl, one object per line, and the same as TensorBoard events.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <map>
 #include <memory>

@@ -1,6 +1,8 @@
 // Element-wise pieces of the model's layers.
 #pragma once
 
+#include <cstdint>
+
 #include "fakequant/libtorch.h"
 
 namespace qat {

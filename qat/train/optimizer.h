@@ -2,6 +2,7 @@
 // norm.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "fakequant/libtorch.h"

@@ -5,6 +5,7 @@
 // and nothing in a training step draws random numbers, so that is all the state there is.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // A TensorBoard event file: protobuf records in TFRecord framing.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <map>
 #include <string>

@@ -1,6 +1,7 @@
 // A small HF directory of any architecture, written by a test: random weights, a byte tokenizer.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "format/checkpoint.h"

@@ -1,6 +1,7 @@
 // Small tokenizers made by hand, for the tests of tokenizers.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -2,6 +2,7 @@
 // with where no other program's output is at hand.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "inference/engine.h"

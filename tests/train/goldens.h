@@ -1,6 +1,7 @@
 // Safetensors as LibTorch tensors, for tests.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "fakequant/libtorch.h"
