@@ -1,0 +1,120 @@
+// The engine on tiny directories in the mobile schema: codes and scales are the floats they mean, and the static grids
+// of activations act where they stand.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "format/channel_grid.h"
+#include "inference/engine.h"
+#include "tests/expect_error.h"
+#include "tests/export/tiny_mobile.h"
+#include "tests/export/tiny_model.h"
+
+namespace qat {
+namespace {
+
+class MobileEngine : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    write_tiny_model(dir_ / "hf", gemma4_json(), DType::F32);
+    model_ = quantize_tiny_mobile(dir_ / "hf");
+  }
+
+  // The same model with its weights as floats; tensors of roles in `silent` are zero.
+  void write_floats(const std::string& directory, const std::vector<Role>& silent = {}) {
+    std::filesystem::create_directories(directory);
+    std::string config = gemma4_json();
+    const std::string tied = R"("tie_word_embeddings": true)";
+    config.replace(config.find(tied), tied.size(), R"("tie_word_embeddings": false)");
+    add_file(directory + "/config.json", config);
+    std::vector<TensorSpec> specs;
+    for (const TensorInfo& info : model_.table) specs.push_back({info.name, DType::F32, info.shape});
+    SafetensorsWriter writer(directory + "/model.safetensors", specs);
+    for (size_t i = 0; i < model_.table.size(); ++i) {
+      std::vector<float> values = model_.values[i];
+      if (std::count(silent.begin(), silent.end(), model_.table[i].role) != 0) values.assign(values.size(), 0.0f);
+      writer.append(values.data(), 4 * values.size());
+    }
+    writer.commit();
+  }
+
+  // Logits of 12 tokens at once, then of 3 more, one at a time.
+  std::vector<float> run(const std::string& directory) {
+    EngineOptions options;
+    options.threads = 2;
+    options.reference = GetParam();
+    Engine engine(load_weights(directory), options);
+    KvCache cache(engine.config(), 15);
+    const size_t vocab = static_cast<size_t>(engine.config().vocab);
+    std::vector<float> logits(15 * vocab);
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 15; ++i) tokens.push_back(i * 17 % 250);
+    engine.forward({tokens.data(), 12}, cache, 0, logits.data());
+    for (size_t i = 12; i < 15; ++i) engine.forward({tokens.data() + i, 1}, cache, 0, logits.data() + i * vocab);
+    return logits;
+  }
+
+  // Activation scales of one role, everywhere.
+  void set_scales(Role role, float input, float output) {
+    for (size_t i = 0; i < model_.table.size(); ++i) {
+      if (model_.table[i].role != role) continue;
+      model_.specs[i].input_scale = input;
+      model_.specs[i].output_scale = output;
+    }
+  }
+
+  TemporaryDirectory dir_;
+  TinyMobile model_;
+};
+
+TEST_P(MobileEngine, CodesAndScalesAreTheFloatsTheyMean) {
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  write_floats(dir_ / "floats");
+  EXPECT_EQ(run(dir_ / "mobile"), run(dir_ / "floats"));
+}
+
+// So coarse a grid has no other level near than zero.
+TEST_P(MobileEngine, EachLinearRoundsItsInputAndItsOutput) {
+  for (const Role role :
+       {Role::q, Role::k, Role::v, Role::o, Role::gate, Role::up, Role::down, Role::ple_gate, Role::ple_projection}) {
+    write_floats(dir_ / "floats", {role});
+    const std::vector<float> expected = run(dir_ / "floats");
+    for (const bool input : {true, false}) {
+      set_scales(role, input ? 1e6f : 0.0f, input ? 0.0f : 1e6f);
+      write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+      EXPECT_EQ(run(dir_ / "mobile"), expected) << "role " << static_cast<int>(role) << (input ? " in" : " out");
+    }
+    set_scales(role, 0.0f, 0.0f);
+  }
+}
+
+TEST_P(MobileEngine, TheHeadsOutputIsOnItsGrid) {
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "plain");
+  set_scales(Role::output, 0.0f, 0.25f);
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "rounded");
+  // Softcapping comes after the head: undo it.
+  const std::vector<float> plain = run(dir_ / "plain"), rounded = run(dir_ / "rounded");
+  double worst = 0.0;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    const double raw = 30.0 * std::atanh(static_cast<double>(plain[i]) / 30.0);
+    const double level = 30.0 * std::atanh(static_cast<double>(rounded[i]) / 30.0) / 0.25;
+    worst = std::max(worst, std::fabs(level - std::nearbyint(level)));
+    ASSERT_LE(std::fabs(level * 0.25 - raw), 0.125 + 1e-4);
+  }
+  EXPECT_LE(worst, 1e-3);
+}
+
+TEST_P(MobileEngine, TokenizerComesAlong) {
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  EXPECT_NE(load_tokenizer(dir_ / "mobile"), nullptr);
+  std::filesystem::remove(dir_ / "mobile/tokenizer.json");
+  expect_error([&] { load_tokenizer(dir_ / "mobile"); },
+               "mobile: expected tokenizer.json or a SentencePiece tokenizer.model, found neither");
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, MobileEngine, testing::Bool(), [](const testing::TestParamInfo<bool>& reference) {
+  return reference.param ? "reference" : "best";
+});
+
+}  // namespace
+}  // namespace qat
