@@ -1,11 +1,14 @@
 #include "fakequant/fake_quantize.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "format/error.h"
 
 namespace qat {
 namespace {
+
+constexpr int64_t kWeightsPerTask = 1 << 14;
 
 torch::Tensor fake_quantize_cpu(const torch::Tensor& w, DType grid) {
   const torch::Tensor x = w.contiguous();
@@ -13,7 +16,6 @@ torch::Tensor fake_quantize_cpu(const torch::Tensor& w, DType grid) {
   const int64_t cols = x.size(-1), rows = x.numel() / std::max<int64_t>(cols, 1);
   const float* from = x.data_ptr<float>();
   float* to = out.data_ptr<float>();
-  constexpr int64_t kWeightsPerTask = 1 << 14;
   at::parallel_for(0, rows, std::max<int64_t>(1, kWeightsPerTask / std::max<int64_t>(cols, 1)),
                    [&](int64_t begin, int64_t end) {
                      fake_quantize_rows(grid, from + begin * cols, end - begin, cols, to + begin * cols);
@@ -30,13 +32,35 @@ torch::Tensor quantize_dequantize(const torch::Tensor& w, DType grid) {
   return fake_quantize_tensor_ops(w, grid);
 }
 
-struct StraightThrough : torch::autograd::Function<StraightThrough> {
-  static torch::Tensor forward(torch::autograd::AutogradContext*, const torch::Tensor& w, int64_t grid) {
+// One block: x its weights, g the gradient of what they are rounded to, out that of the weights.
+void q4_0_block_gradient(const float* x, const float* g, float* out) {
+  int largest = 0;
+  for (int j = 1; j < kBlockSize; ++j)
+    if (std::fabs(x[j]) > std::fabs(x[largest])) largest = j;
+  const float d = x[largest] / -8.0f;
+  const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
+  float of_scale = 0.0f;
+  for (int j = 0; j < kBlockSize; ++j) {
+    const float level = x[j] * inverse;
+    const bool beyond = level >= 7.5f;
+    of_scale += g[j] * (beyond ? 7.0f : std::floor(level + 0.5f) - level);
+    out[j] = beyond ? 0.0f : g[j];
+  }
+  out[largest] -= of_scale / 8.0f;
+}
+
+struct Estimator : torch::autograd::Function<Estimator> {
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& w, int64_t grid) {
+    if (static_cast<DType>(grid) == DType::Q4_0) context->save_for_backward({w});
     return quantize_dequantize(w, static_cast<DType>(grid));
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
-    return {gradients[0], torch::Tensor()};
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    if (saved.empty()) return {gradients[0], torch::Tensor()};
+    const bool cpu = saved[0].is_cpu();
+    return {cpu ? q4_0_gradient(saved[0], gradients[0]) : q4_0_gradient_tensor_ops(saved[0], gradients[0]),
+            torch::Tensor()};
   }
 };
 
@@ -49,7 +73,29 @@ torch::Tensor through_f16(const torch::Tensor& x) { return x.to(torch::kFloat16)
 }  // namespace
 
 torch::Tensor fake_quantize(const torch::Tensor& w, DType grid) {
-  return StraightThrough::apply(w, static_cast<int64_t>(grid));
+  return Estimator::apply(w, static_cast<int64_t>(grid));
+}
+
+torch::Tensor q4_0_gradient(const torch::Tensor& w, const torch::Tensor& gradient) {
+  const torch::Tensor x = w.detach().contiguous(), g = gradient.contiguous(), out = torch::empty_like(g);
+  const float *weights = x.data_ptr<float>(), *from = g.data_ptr<float>();
+  float* to = out.data_ptr<float>();
+  at::parallel_for(0, x.numel() / kBlockSize, kWeightsPerTask / kBlockSize, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * kBlockSize; i < end * kBlockSize; i += kBlockSize)
+      q4_0_block_gradient(weights + i, from + i, to + i);
+  });
+  return out;
+}
+
+torch::Tensor q4_0_gradient_tensor_ops(const torch::Tensor& w, const torch::Tensor& gradient) {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor x = w.reshape({-1, kBlockSize}), g = gradient.reshape({-1, kBlockSize});
+  const torch::Tensor largest = x.abs().argmax(1, /*keepdim=*/true);
+  const torch::Tensor level = x * inverse_or_zero(x.gather(1, largest) / -8.0);
+  const torch::Tensor beyond = level >= 7.5;
+  const torch::Tensor by_scale = torch::where(beyond, torch::full_like(level, 7.0), (level + 0.5).floor() - level);
+  const torch::Tensor of_scale = (g * by_scale).sum(1, /*keepdim=*/true);
+  return g.masked_fill(beyond, 0.0).scatter_add(1, largest, of_scale / -8.0).view_as(w);
 }
 
 torch::Tensor fake_quantize_tensor_ops(const torch::Tensor& w, DType grid) {
