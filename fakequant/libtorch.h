@@ -17,7 +17,8 @@ constexpr bool kHasFusedAttention = true;
 // causal.
 inline torch::Tensor fused_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                                      const torch::Tensor& mask, double scale) {
-  if (mask.defined()) return at::scaled_dot_product_attention(q, k, v, mask, 0.0, false, scale);
+  // A mask of another type than q is not refused on the CPU, it is misread.
+  if (mask.defined()) return at::scaled_dot_product_attention(q, k, v, mask.to(q.scalar_type()), 0.0, false, scale);
   return at::scaled_dot_product_attention(q, k, v, {}, 0.0, true, scale);
 }
 #else
