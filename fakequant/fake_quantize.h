@@ -13,8 +13,7 @@ namespace qat {
 // Differentiable, with rounding taken as the identity (straight through): dL/dw = dL/dw_hat. On Q4_0 the block's scale
 // is a function of its weights too, d = m / -8 with m the weight of largest magnitude, and its gradient goes to m as
 // LSQ (arXiv 1902.08153) has it: w_hat_j = d * code_j gives dw_hat_j/dd = code_j - w_j / d, or 7 where w_j lies beyond
-// the grid, whose own gradient is then 0. Without that term nothing holds m back: among 32 weights that drift the
-// largest grows, the steps with it, and a long run gets worse than a short one (figures: qat/train/README.md).
+// the grid, whose own gradient is then 0. Figures: qat/train/README.md.
 torch::Tensor fake_quantize(const torch::Tensor& w, DType grid);
 
 // The same numbers written in tensor operations, for any device: F32, F16, BF16, Q4_0, Q8_0. Not differentiable.
