@@ -40,10 +40,7 @@ Engine::~Engine() = default;
 
 const ModelConfig& Engine::config() const { return impl_->transformer.config(); }
 
-void Engine::set_input_observer(InputObserver observer, void* user) {
-  impl_->transformer.observer = observer;
-  impl_->transformer.observer_user = user;
-}
+void Engine::set_activation_hook(ActivationHook hook) { impl_->transformer.activation_hook = std::move(hook); }
 
 void Engine::forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits) {
   QAT_CHECK(first_logit <= tokens.size());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -74,6 +75,18 @@ class KvCache {
   std::vector<std::vector<float>> k_, v_;  // per layer [capacity, kv_heads * head_dim]; empty on sharing layers
 };
 
+// What statistics of activations are made of, before any rounding to a static grid: what enters a linear, what leaves
+// it, and what goes into the KV cache (normed, rotated).
+enum class Activation { input, output, key, value };
+struct Observed {
+  Activation kind;
+  const std::string& name;  // the linear's canonical name (a tied head's: the embedding's); key, value: k_proj's
+  int layer;                // -1 outside layers
+  int64_t rows, cols;       // of the head: the rows whose logits are asked for
+  const float* data;        // [rows, cols]
+};
+using ActivationHook = std::function<void(const Observed&)>;
+
 class Engine {
  public:
   Engine(Weights weights, const EngineOptions& options = {});
@@ -89,12 +102,8 @@ class Engine {
   // ones.
   void decode_batch(Span<const int32_t> tokens, Span<KvCache*> caches, float* logits);
 
-  // If set, called with each linear's input rows (for activation statistics): (tensor info name, rows, cols, data). For
-  // the head these are the rows whose logits are asked for; a tied head goes by the embedding's name. nullptr: no more
-  // calls.
-  using InputObserver = void (*)(void* user, const std::string& canonical_name, int64_t rows, int64_t cols,
-                                 const float* x);
-  void set_input_observer(InputObserver observer, void* user);
+  // Called with what passes through each linear and into each KV cache, of all rows, until it is set to nothing.
+  void set_activation_hook(ActivationHook hook);
 
   struct Impl;
   Impl& impl() { return *impl_; }  // for this room (inference/transformer.h)

@@ -19,11 +19,6 @@ float* grown(std::vector<float>& buffer, int64_t floats) {
   return buffer.data();
 }
 
-std::string name_of(const std::vector<TensorInfo>& table, Role role, int layer = -1) {
-  const TensorInfo* info = find_tensor_info(table, role, layer);
-  return info == nullptr ? std::string() : info->name;
-}
-
 }  // namespace
 
 Transformer::Transformer(Weights weights, Isa isa) : weights_(std::move(weights)), isa_(isa) {
@@ -34,13 +29,16 @@ Transformer::Transformer(Weights weights, Isa isa) : weights_(std::move(weights)
     if (c.layers[i].kv_source == static_cast<int64_t>(i)) last_kv_layer_ = i;
   }
   const std::vector<TensorInfo> table = tensor_table(c);
+  const auto linear = [&](Role role, int layer) {
+    const TensorInfo* info = find_tensor_info(table, role, layer);
+    return Linear{info == nullptr ? std::string() : info->name, layer};
+  };
   for (int i = 0; i < static_cast<int>(c.layers.size()); ++i)
-    names_.push_back({name_of(table, Role::q, i), name_of(table, Role::k, i), name_of(table, Role::v, i),
-                      name_of(table, Role::o, i), name_of(table, Role::gate, i), name_of(table, Role::up, i),
-                      name_of(table, Role::down, i), name_of(table, Role::ple_gate, i),
-                      name_of(table, Role::ple_projection, i)});
-  ple_model_projection_name_ = name_of(table, Role::ple_model_projection);
-  output_name_ = name_of(table, c.tied ? Role::token_embedding : Role::output);
+    linears_.push_back({linear(Role::q, i), linear(Role::k, i), linear(Role::v, i), linear(Role::o, i),
+                        linear(Role::gate, i), linear(Role::up, i), linear(Role::down, i), linear(Role::ple_gate, i),
+                        linear(Role::ple_projection, i)});
+  ple_model_projection_ = linear(Role::ple_model_projection, -1);
+  output_ = linear(c.tied ? Role::token_embedding : Role::output, -1);
 }
 
 // The model, top to bottom. Shapes are in Workspace; n is the count of rows (of those still needed, see drop_rows).
@@ -74,11 +72,15 @@ struct Transformer::Pass {
     input.set(model.isa_, pool, x, rows, cols);
   }
 
+  void observe(Activation kind, const Linear& linear, int64_t rows, int64_t cols, const float* x) {
+    if (model.activation_hook) model.activation_hook({kind, linear.name, linear.layer, rows, cols, x});
+  }
+
   // y = input * matrix^T; x is what `input` was set from. Where the matrix has static activation scales, input and
   // output are rounded to them.
-  void linear(MatmulInput& input, const float* x, const Matrix& matrix, const std::string& name, float* y) {
-    if (model.observer != nullptr) model.observer(model.observer_user, name, input.rows(), input.cols(), x);
+  void multiply(MatmulInput& input, const float* x, const Matrix& matrix, const Linear& linear, float* y) {
     const int64_t rows = input.rows();
+    observe(Activation::input, linear, rows, matrix.cols, x);
     if (matrix.input_scale != 0.0f) {
       float* rounded = grown(ws.rounded, rows * matrix.cols);
       round_rows(x, rows, matrix.cols, matrix.input_scale, rounded);
@@ -87,6 +89,7 @@ struct Transformer::Pass {
     } else {
       matmul(model.isa_, pool, input, matrix, y);
     }
+    observe(Activation::output, linear, rows, matrix.rows, y);
     if (matrix.output_scale != 0.0f) round_rows(y, rows, matrix.rows, matrix.output_scale, y);
   }
 
@@ -131,7 +134,7 @@ struct Transformer::Pass {
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     float* per_layer = grown(ws.per_layer, n * width);
     set_input(ws.input, ws.hidden.data(), n, c.hidden);
-    linear(ws.input, ws.hidden.data(), w.ple_model_projection, model.ple_model_projection_name_, per_layer);
+    multiply(ws.input, ws.hidden.data(), w.ple_model_projection, model.ple_model_projection_, per_layer);
     const float token_scale = static_cast<float>(std::sqrt(static_cast<double>(c.ple)));
     const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
     const float half = static_cast<float>(std::sqrt(0.5));
@@ -167,35 +170,37 @@ struct Transformer::Pass {
     }
   }
 
-  void project_q(const LayerWeights& l, const LayerConfig& layer, const std::string& name) {
+  void project_q(const LayerWeights& l, const LayerConfig& layer, const Linear& linear) {
     const int64_t width = c.heads * layer.head_dim;
     float* q = grown(ws.q, n * width);
-    linear(ws.input, ws.normed.data(), l.q, name, q);
+    multiply(ws.input, ws.normed.data(), l.q, linear, q);
     for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
   }
 
-  // K and V of the rows, straight into their caches. K = V layers take V from K as projected: without its norm, not
-  // rotated.
-  void project_kv(const LayerWeights& l, const LayerConfig& layer, const Names& names, size_t index) {
+  // K and V of the rows, into their caches. K = V layers take V from K as projected: without its norm, not rotated.
+  void project_kv(const LayerWeights& l, const LayerConfig& layer, const Linears& linears, size_t index) {
     const int64_t width = layer.kv_heads * layer.head_dim;
     float* k = grown(ws.k, n * width);
-    linear(ws.input, ws.normed.data(), l.k, names.k, k);
-    const float* v = k;
-    if (!layer.k_eq_v) {
-      float* projected = grown(ws.v, n * width);
-      linear(ws.input, ws.normed.data(), l.v, names.v, projected);
-      v = projected;
+    float* v = grown(ws.v, n * width);
+    multiply(ws.input, ws.normed.data(), l.k, linears.k, k);
+    if (layer.k_eq_v) {
+      std::copy_n(k, n * width, v);
+    } else {
+      multiply(ws.input, ws.normed.data(), l.v, linears.v, v);
     }
     for_rows(6 * width, [&](int64_t r) {
-      const BatchRow& row = ws.rows[static_cast<size_t>(r)];
-      float* cached_k = row.cache->k(index) + row.position * width;
-      float* cached_v = row.cache->v(index) + row.position * width;
-      std::copy_n(v + r * width, width, cached_v);
+      float* row = v + r * width;
       if (c.v_norm())
         for (int64_t i = 0; i < width; i += layer.head_dim)
-          ops.rms_norm(cached_v + i, nullptr, layer.head_dim, static_cast<float>(c.eps), cached_v + i);
-      std::copy_n(k + r * width, width, cached_k);
-      norm_and_rotate(cached_k, layer.kv_heads, layer, l.k_norm, r);
+          ops.rms_norm(row + i, nullptr, layer.head_dim, static_cast<float>(c.eps), row + i);
+      norm_and_rotate(k + r * width, layer.kv_heads, layer, l.k_norm, r);
+    });
+    observe(Activation::key, linears.k, n, width, k);
+    observe(Activation::value, linears.k, n, width, v);
+    for_rows(2 * width, [&](int64_t r) {
+      const BatchRow& row = ws.rows[static_cast<size_t>(r)];
+      std::copy_n(k + r * width, width, row.cache->k(index) + row.position * width);
+      std::copy_n(v + r * width, width, row.cache->v(index) + row.position * width);
     });
   }
 
@@ -235,45 +240,45 @@ struct Transformer::Pass {
   void attention_block(size_t index) {
     const LayerWeights& l = w.layers[index];
     const LayerConfig& layer = c.layers[index];
-    const Names& names = model.names_[index];
+    const Linears& linears = model.linears_[index];
     norm_rows(ws.hidden.data(), l.attention_norm, ws.normed.data());
     set_input(ws.input, ws.normed.data(), n, c.hidden);
-    project_q(l, layer, names.q);
-    if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, names, index);
+    project_q(l, layer, linears.q);
+    if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, linears, index);
     attend(layer);
     set_input(ws.inner, ws.heads.data(), n, c.heads * layer.head_dim);
-    linear(ws.inner, ws.heads.data(), l.o, names.o, ws.branch.data());
+    multiply(ws.inner, ws.heads.data(), l.o, linears.o, ws.branch.data());
     add_branch(l.post_attention_norm);
   }
 
   void mlp_block(size_t index) {
     const LayerWeights& l = w.layers[index];
-    const Names& names = model.names_[index];
+    const Linears& linears = model.linears_[index];
     const int64_t ffn = c.layers[index].ffn;
     float* gate = grown(ws.gate, n * ffn);
     float* up = grown(ws.up, n * ffn);
     norm_rows(ws.hidden.data(), l.ffn_norm, ws.normed.data());
     set_input(ws.input, ws.normed.data(), n, c.hidden);
-    linear(ws.input, ws.normed.data(), l.gate, names.gate, gate);
-    linear(ws.input, ws.normed.data(), l.up, names.up, up);
+    multiply(ws.input, ws.normed.data(), l.gate, linears.gate, gate);
+    multiply(ws.input, ws.normed.data(), l.up, linears.up, up);
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
     for_rows(4 * ffn, [&](int64_t r) { activate(gate + r * ffn, up + r * ffn, ffn); });
     set_input(ws.inner, gate, n, ffn);
-    linear(ws.inner, gate, l.down, names.down, ws.branch.data());
+    multiply(ws.inner, gate, l.down, linears.down, ws.branch.data());
     add_branch(l.post_ffn_norm);
   }
 
   void per_layer_block(size_t index) {
     const LayerWeights& l = w.layers[index];
-    const Names& names = model.names_[index];
+    const Linears& linears = model.linears_[index];
     float* gate = grown(ws.per_layer_gate, n * c.ple);
     set_input(ws.input, ws.hidden.data(), n, c.hidden);
-    linear(ws.input, ws.hidden.data(), l.ple_gate, names.ple_gate, gate);
+    multiply(ws.input, ws.hidden.data(), l.ple_gate, linears.ple_gate, gate);
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     const float* mine = ws.per_layer.data() + static_cast<int64_t>(index) * c.ple;
     for_rows(4 * c.ple, [&](int64_t r) { ops.gelu_multiply(gate + r * c.ple, mine + r * width, c.ple); });
     set_input(ws.inner, gate, n, c.ple);
-    linear(ws.inner, gate, l.ple_projection, names.ple_projection, ws.branch.data());
+    multiply(ws.inner, gate, l.ple_projection, linears.ple_projection, ws.branch.data());
     add_branch(l.post_ple_norm);
   }
 
@@ -301,7 +306,7 @@ struct Transformer::Pass {
   void head(float* logits) {
     norm_rows(ws.hidden.data(), w.output_norm, ws.normed.data());
     set_input(ws.input, ws.normed.data(), n, c.hidden);
-    linear(ws.input, ws.normed.data(), w.output, model.output_name_, logits);
+    multiply(ws.input, ws.normed.data(), w.output, model.output_, logits);
     if (c.softcap <= 0.0) return;
     pool.parallel_for(n * c.vocab, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
       ops.softcap(logits + begin, end - begin, static_cast<float>(c.softcap));
@@ -322,7 +327,7 @@ void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, floa
     if (pass.c.ple > 0) pass.per_layer_block(i);
     pass.scale_stream(weights_.layers[i].scalar);
     const bool last = i + 1 == pass.c.layers.size();
-    if (last || (i == last_kv_layer_ && observer == nullptr)) {  // whoever observes wants to see all rows
+    if (last || (i == last_kv_layer_ && !activation_hook)) {  // whoever observes wants to see all rows
       pass.drop_rows(first_logit);
       first_logit = 0;
     }

@@ -46,24 +46,28 @@ class Transformer {
   // which may be none.
   void run(ThreadPool& pool, Workspace& ws, int64_t first_logit, float* logits) const;
 
-  Engine::InputObserver observer = nullptr;
-  void* observer_user = nullptr;
+  ActivationHook activation_hook;
   // Called before each layer with its index and the residual stream [rows, hidden], which it may change.
   std::function<void(size_t layer, float* hidden)> residual_hook;
 
  private:
   struct Pass;  // a run in progress
-  struct Names {
-    std::string q, k, v, o, gate, up, down, ple_gate, ple_projection;
+  // Which linear an activation belongs to.
+  struct Linear {
+    std::string name;
+    int layer = -1;
+  };
+  struct Linears {
+    Linear q, k, v, o, gate, up, down, ple_gate, ple_projection;
   };
 
   Weights weights_;
   Isa isa_;
   std::vector<float>
-      frequencies_[2];        // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none
-  std::vector<Names> names_;  // per layer
-  size_t last_kv_layer_ = 0;  // no layer after it writes K and V
-  std::string ple_model_projection_name_, output_name_;
+      frequencies_[2];            // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none
+  std::vector<Linears> linears_;  // per layer
+  size_t last_kv_layer_ = 0;      // no layer after it writes K and V
+  Linear ple_model_projection_, output_;
 };
 
 struct Engine::Impl {

@@ -50,14 +50,16 @@ struct ActivationSums {
   };
   std::map<std::string, Sum> by_name;
 
-  static void observe(void* user, const std::string& name, int64_t rows, int64_t cols, const float* x) {
-    Sum& sum = static_cast<ActivationSums*>(user)->by_name[name];
-    sum.squares.resize(static_cast<size_t>(cols));
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < cols; ++c)
-        sum.squares[static_cast<size_t>(c)] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
+  void add(const Observed& observed) {
+    if (observed.kind != Activation::input) return;
+    Sum& sum = by_name[observed.name];
+    sum.squares.resize(static_cast<size_t>(observed.cols));
+    const float* x = observed.data;
+    for (int64_t r = 0; r < observed.rows; ++r, x += observed.cols) {
+      for (int64_t c = 0; c < observed.cols; ++c)
+        sum.squares[static_cast<size_t>(c)] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
     }
-    sum.rows += rows;
+    sum.rows += observed.rows;
   }
 
   Importance mean() const {
@@ -83,7 +85,7 @@ Importance collect_importance(const QuantizeOptions& options) {
   int64_t chunks = (length + step - 1) / step;
   if (options.importance_chunks >= 0) chunks = std::min(chunks, options.importance_chunks);
   ActivationSums sums;
-  model.engine->set_input_observer(&ActivationSums::observe, &sums);
+  model.engine->set_activation_hook([&](const Observed& observed) { sums.add(observed); });
   KvCache cache(model.engine->config(), kImportanceContext);
   std::vector<float> logits(static_cast<size_t>(model.engine->config().vocab));
   ProgressBar bar("activations", chunks);

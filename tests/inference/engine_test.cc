@@ -203,34 +203,67 @@ TEST_P(EngineTest, QuantizedCheckpointIsItsGguf) {
 }
 
 struct Seen {
-  std::map<std::string, int64_t> rows;
-  std::map<std::string, std::vector<float>> first_row;
-  static void note(void* user, const std::string& name, int64_t rows, int64_t cols, const float* x) {
-    auto& seen = *static_cast<Seen*>(user);
-    seen.rows[name] += rows;
-    seen.first_row[name].assign(x, x + cols);
-  }
+  int64_t rows = 0, cols = 0;
+  int layer = -2;
+  std::vector<float> data;  // of the last call
 };
+using SeenByName = std::map<std::pair<Activation, std::string>, Seen>;
 
-TEST_P(EngineTest, ObserverSeesTheInputOfEveryLinear) {
+SeenByName observe(Engine& engine, const std::vector<int32_t>& tokens, size_t first_logit) {
+  SeenByName all;
+  engine.set_activation_hook([&](const Observed& observed) {
+    Seen& seen = all[{observed.kind, observed.name}];
+    seen.rows += observed.rows;
+    seen.cols = observed.cols;
+    seen.layer = observed.layer;
+    seen.data.assign(observed.data, observed.data + observed.rows * observed.cols);
+  });
+  run(engine, tokens, first_logit);
+  engine.set_activation_hook({});
+  return all;
+}
+
+TEST_P(EngineTest, HookSeesInputAndOutputOfEveryLinear) {
   Engine engine(strong_weights(path_), with_threads(1));
   const ModelConfig& c = engine.config();
-  Seen seen;
-  engine.set_input_observer(Seen::note, &seen);
-  run(engine, random_tokens(6, c.vocab), 4);
-  engine.set_input_observer(nullptr, nullptr);
-  run(engine, random_tokens(6, c.vocab));
-  size_t linears = 0;
+  SeenByName all = observe(engine, random_tokens(6, c.vocab), 4);
+  size_t linears = 0, caches = 0;
   for (const TensorInfo& info : tensor_table(c)) {
     const bool head = info.role == (c.tied ? Role::token_embedding : Role::output);
     if (info.kind != TensorKind::linear && !head) continue;
     ++linears;
-    EXPECT_EQ(seen.rows[info.name], head ? 2 : 6) << info.name;
-    EXPECT_EQ(static_cast<int64_t>(seen.first_row[info.name].size()), info.shape[1]) << info.name;
+    caches += info.role == Role::k;
+    for (const Activation kind : {Activation::input, Activation::output}) {
+      const Seen& seen = all[{kind, info.name}];
+      EXPECT_EQ(seen.rows, head ? 2 : 6) << info.name;
+      EXPECT_EQ(seen.cols, info.shape[kind == Activation::input ? 1 : 0]) << info.name;
+      EXPECT_EQ(seen.layer, info.layer) << info.name;
+    }
   }
-  EXPECT_EQ(seen.rows.size(), linears);
-  EXPECT_EQ(seen.first_row["model.layers.0.self_attn.q_proj.weight"],
-            seen.first_row["model.layers.0.self_attn.k_proj.weight"]);
+  EXPECT_EQ(all.size(), 2 * linears + 2 * caches);
+  const std::string attention = "model.layers.0.self_attn.";
+  EXPECT_EQ((all[{Activation::input, attention + "q_proj.weight"}].data),
+            (all[{Activation::input, attention + "k_proj.weight"}].data));
+}
+
+// What the hook says of keys and values is what the cache holds.
+TEST_P(EngineTest, HookSeesWhatGoesIntoTheCache) {
+  Engine engine(strong_weights(path_), with_threads(1));
+  const ModelConfig& c = engine.config();
+  const std::vector<int32_t> tokens = random_tokens(6, c.vocab);
+  SeenByName all = observe(engine, tokens, 6);
+  KvCache cache(c, 6);
+  engine.forward(tokens, cache, 6, nullptr);
+  for (const TensorInfo& info : tensor_table(c)) {
+    if (info.role != Role::k) continue;
+    const Seen &key = all[{Activation::key, info.name}], &value = all[{Activation::value, info.name}];
+    const size_t layer = static_cast<size_t>(info.layer), width = static_cast<size_t>(info.shape[0]);
+    ASSERT_EQ(key.data.size(), 6 * width);
+    ASSERT_EQ(value.data.size(), 6 * width);
+    EXPECT_EQ(key.layer, info.layer);
+    EXPECT_TRUE(std::equal(key.data.begin(), key.data.end(), cache.k(layer))) << info.name;
+    EXPECT_TRUE(std::equal(value.data.begin(), value.data.end(), cache.v(layer))) << info.name;
+  }
 }
 
 std::string config_name(const testing::TestParamInfo<NamedConfig>& config) { return config.param.name; }
