@@ -3,7 +3,7 @@
 #pragma once
 
 #include "fakequant/learned_scale.h"
-#include "fakequant/observer.h"
+#include "format/observer.h"
 
 namespace qat {
 

@@ -1,8 +1,11 @@
 #include "format/mobile.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "format/channel_grid.h"
 #include "format/checkpoint_internal.h"
@@ -14,6 +17,7 @@ namespace {
 using Json = nlohmann::ordered_json;  // the order of rules decides
 
 constexpr const char* kWeight = ".weight";
+constexpr const char* kCacheWidths[] = {"0", "2", "4", "8"};
 
 // "model.norm.weight" without ".weight".
 std::string module_of(const std::string& name) { return name.substr(0, name.size() - std::string(kWeight).size()); }
@@ -66,6 +70,10 @@ float scale_at(Span<const uint8_t> scales, int64_t index) {
   float scale;
   std::memcpy(&scale, scales.data() + 4 * index, sizeof scale);
   return scale;
+}
+
+int64_t mobile_scales_per_row(const ModelConfig& config, const TensorInfo& info) {
+  return info.role == Role::ple_embedding ? static_cast<int64_t>(config.layers.size()) : 1;
 }
 
 bool is_mobile_config(const std::string& text) {
@@ -228,6 +236,7 @@ float MobileCheckpoint::static_scale(const std::string& name) const {
 
 void MobileCheckpoint::read_cache_scales() {
   cache_scales_.resize(config_.layers.size());
+  read_cache_bits();
   for (const TensorInfo& info : table_) {
     if (info.role != Role::k) continue;
     for (const std::string& name : hf_name_candidates(info.name)) {
@@ -237,6 +246,24 @@ void MobileCheckpoint::read_cache_scales() {
       if (file_->find(attention + "v_cache_scale")) scales.v = static_scale(attention + "v_cache_scale");
     }
   }
+}
+
+// "8,8,4,0" for four layers.
+void MobileCheckpoint::read_cache_bits() {
+  const auto found = file_->metadata().find(kCacheBits);
+  if (found == file_->metadata().end()) return;
+  std::istringstream text(found->second);
+  std::string number;
+  size_t layer = 0;
+  bool good = true;
+  for (; good && std::getline(text, number, ','); ++layer) {
+    const auto known = std::find(std::begin(kCacheWidths), std::end(kCacheWidths), number);
+    good = layer < cache_scales_.size() && known != std::end(kCacheWidths);
+    if (good) cache_scales_[layer].bits = std::stoi(number);
+  }
+  if (!good || layer != cache_scales_.size())
+    fail(directory_, ": metadata ", kCacheBits, ": expected 0, 2, 4 or 8 for each of ", cache_scales_.size(),
+         " layers, found \"", printable(found->second), "\"");
 }
 
 }  // namespace qat

@@ -59,10 +59,17 @@ struct MobileTensor {
 // Scale `index` of MobileTensor::scales.
 float scale_at(Span<const uint8_t> scales, int64_t index);
 
-// Static scales of a layer's KV cache; 0: the file has none.
+// Static grids of a layer's KV cache, per tensor; scale 0: float. The schema has no place for the width: this program
+// writes it into the file's metadata ("qat.kv_cache_bits": one number per layer, "8,8,4,0"); without that it is 8.
 struct CacheScales {
   float k = 0.0f, v = 0.0f;
+  int bits = 8;
 };
+
+// How many scales a row of a quantized tensor has: 1, and in the per-layer table one for each layer.
+int64_t mobile_scales_per_row(const ModelConfig& config, const TensorInfo& info);
+
+constexpr const char* kCacheBits = "qat.kv_cache_bits";
 
 class MobileCheckpoint {
  public:
@@ -84,6 +91,7 @@ class MobileCheckpoint {
   const TensorView& expect(const std::string& name, DType dtype, const std::vector<int64_t>& shape) const;
   float static_scale(const std::string& name) const;
   void read_cache_scales();
+  void read_cache_bits();
 
   std::string directory_;
   std::vector<std::string> notices_;  // before config_, whose reading adds to it

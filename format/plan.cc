@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/pattern.h"
 
@@ -19,6 +20,12 @@ void require_grid(DType type, const std::string& place) {
     fail(place, ": expected a type that can be written (F32, F16, BF16, Q4_0, Q8_0, Q6_K), found ", dtype_name(type));
 }
 
+void require_grid(const Plan& plan, DType type, const std::string& place) {
+  if (!plan.mobile) return require_grid(type, place);
+  if (code_bits(type) == 0 && (!is_grid(type) || has_codes(type)))
+    fail(place, ": expected a type of the mobile schema (I2, I4, I8, F32, F16, BF16), found ", dtype_name(type));
+}
+
 // llama-quantize's choice when no rule decides: types asked for by name, then its default mixture, which has a finer
 // type for the head: the output matrix, or the embedding tables when the head is tied to one.
 DType default_type(const Plan& plan, const TensorInfo& info, bool tied) {
@@ -29,6 +36,12 @@ DType default_type(const Plan& plan, const TensorInfo& info, bool tied) {
   if (!mixture || !(output || (embedding && tied))) return plan.target;
   if (plan.has_output_type) return plan.output_type;
   return plan.target == DType::Q8_0 ? DType::Q8_0 : DType::Q6_K;
+}
+
+DType mobile_default(const Plan& plan, const TensorInfo& info, const std::vector<TensorInfo>& table) {
+  if (info.kind == TensorKind::embedding && plan.has_embedding_type) return plan.embedding_type;
+  if (info.role == Role::output && plan.has_output_type) return plan.output_type;
+  return mobile_grid(info, table);
 }
 
 // The wanted type, or what llama-quantize falls back to when the block does not divide the row.
@@ -66,33 +79,60 @@ Plan plan_from_name(const std::string& name) {
   else if (name == "bf16") plan.target = DType::BF16;
   else if (name == "q8_0") plan.target = DType::Q8_0;
   else if (name == "q4_0") plan.target = DType::Q4_0;
-  else fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0 or q4_0");
+  else if (name == "mobile") plan.mobile = true;
+  else fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0, q4_0 or mobile");
   return plan;
+}
+
+DType mobile_grid(const TensorInfo& info, const std::vector<TensorInfo>& table) {
+  const auto shares_kv = [&](int layer) { return find_tensor_info(table, Role::k, layer) == nullptr; };
+  const TensorInfo* first = find_tensor_info(table, Role::gate, 0);
+  const bool double_wide = std::any_of(table.begin(), table.end(), [&](const TensorInfo& other) {
+    return other.role == Role::gate && shares_kv(other.layer) && first != nullptr && other.shape[0] > first->shape[0];
+  });
+  if (!info.quantizable) return DType::F32;
+  switch (info.role) {
+    case Role::token_embedding:
+    case Role::output: return DType::I2;
+    case Role::ple_embedding: return double_wide ? DType::I4 : DType::I2;
+    case Role::ple_gate:
+    case Role::ple_projection: return DType::I8;
+    case Role::gate:
+    case Role::up:
+    case Role::down: return double_wide && shares_kv(info.layer) ? DType::I2 : DType::I4;
+    default: return DType::I4;
+  }
 }
 
 std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
                                               const std::map<std::string, DType>& source_types) {
   std::vector<Pattern> patterns;
   for (const PlanRule& rule : plan.rules) {
-    require_grid(rule.grid, "plan rule \"" + rule.pattern + "\"");
+    require_grid(plan, rule.grid, "plan rule \"" + rule.pattern + "\"");
     patterns.emplace_back(rule.pattern, "plan rule");
     require_match(patterns.back(), rule.pattern, table);
   }
   require_grid(plan.target, "plan target");
-  if (plan.has_embedding_type) require_grid(plan.embedding_type, "token embedding type");
-  if (plan.has_output_type) require_grid(plan.output_type, "output tensor type");
+  if (plan.has_embedding_type) require_grid(plan, plan.embedding_type, "token embedding type");
+  if (plan.has_output_type) require_grid(plan, plan.output_type, "output tensor type");
 
   const bool tied = find_tensor_info(table, Role::output) == nullptr;
   std::map<std::string, PlanEntry> resolved;
   for (const TensorInfo& info : table) {
     PlanEntry& entry = resolved[info.name];
     if (!info.quantizable) {
-      entry.grid = plan.keep || info.shape.size() == 2 ? source_type(source_types, info) : DType::F32;
+      const bool as_is = plan.keep || plan.mobile || info.shape.size() == 2;
+      entry.grid = as_is ? source_type(source_types, info) : DType::F32;
       continue;
     }
     const auto rule = std::find_if(patterns.begin(), patterns.end(), [&](const Pattern& pattern) {
       return pattern.found_in(info.name) || pattern.found_in(info.gguf);
     });
+    if (plan.mobile) {
+      entry.grid = rule != patterns.end() ? plan.rules[static_cast<size_t>(rule - patterns.begin())].grid
+                                          : mobile_default(plan, info, table);
+      continue;
+    }
     if (rule != patterns.end())
       entry = fit_to_shape(plan.rules[static_cast<size_t>(rule - patterns.begin())].grid, info.shape[1]);
     else if (plan.keep) entry.grid = source_type(source_types, info);

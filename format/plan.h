@@ -27,9 +27,14 @@ struct Plan {
   bool has_embedding_type = false, has_output_type = false;
   DType embedding_type = DType::Q6_K, output_type = DType::Q6_K;
   bool pure = false;  // every quantizable tensor gets the target
+  // The mobile schema (format/mobile.h): widths as Gemma 4 E2B and E4B were published with, by role (mobile_grid());
+  // rules give I2, I4, I8, or a float type. The rest is decided here:
+  bool mobile = false;
+  bool activations = true;                      // static 8-bit activations into and out of each linear
+  int kv_sliding_bits = 8, kv_global_bits = 4;  // KV cache of sliding and of global layers: 2, 4, 8; 0: float
 };
 
-// Names: "none"; "f32", "f16", "bf16", "q8_0", "q4_0". Throws Error listing the names.
+// Names: "none"; "f32", "f16", "bf16", "q8_0", "q4_0"; "mobile". Throws Error listing the names.
 Plan plan_from_name(const std::string& name);
 
 struct PlanEntry {
@@ -37,11 +42,17 @@ struct PlanEntry {
   std::string note;  // "172 columns are no multiple of 32: F16" when the shape forced a fallback, else empty
 };
 
+// I2, I4 or I8 as the published mobile checkpoints have it: embedding and head 2 bits; attention 4; per-layer gates 8;
+// MLPs 4, and 2 in the KV-shared layers where those are double-wide (E2B); the per-layer table 4 where they are, else 2
+// (E4B). `table` decides which of the two a model is like. F32 for what the schema keeps float.
+DType mobile_grid(const TensorInfo& info, const std::vector<TensorInfo>& table);
+
 // The grid of every tensor in the table, by canonical name. Norms, scalars and whatever is not quantizable: F32 for 1-D
 // tensors; the matrices llama-quantize leaves alone keep BF16/F16/F32 as the checkpoint has them (`source_types`).
 // Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, then F16. The order of decisions:
-// format/README.md. Throws Error for a rule that is no regular expression, matches no tensor that can be quantized, or
-// names a type that is no grid.
+// format/README.md. A mobile plan takes rows of any width, and keeps floats in the type the checkpoint has. Throws
+// Error for a rule that is no regular expression, matches no tensor that can be quantized, or names a type that is no
+// grid of such a plan.
 std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
                                               const std::map<std::string, DType>& source_types);
 

@@ -103,11 +103,12 @@ Tensors small_tensors(const std::string& prefix = "model.") {
 
 class Mobile : public testing::Test {
  protected:
-  void write(const Json& config, const Tensors& tensors) {
+  void write(const Json& config, const Tensors& tensors,
+             const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
     put_file(dir_ / "config.json", config.dump());
     std::vector<TensorSpec> specs;
     for (const auto& entry : tensors) specs.push_back(entry.second.first);
-    SafetensorsWriter writer(dir_ / "model.safetensors", specs);
+    SafetensorsWriter writer(dir_ / "model.safetensors", specs, metadata);
     for (const auto& entry : tensors) writer.append(entry.second.second.data(), entry.second.second.size());
     writer.commit();
   }
@@ -216,6 +217,19 @@ TEST_F(Mobile, ReadsEveryTensorInPlace) {
     EXPECT_EQ(checkpoint.cache_scales(0).k, 0.03f);
     EXPECT_EQ(checkpoint.cache_scales(0).v, 0.04f);
     EXPECT_EQ(checkpoint.cache_scales(1).k, 0.0f);
+  }
+}
+
+TEST_F(Mobile, WidthsOfTheCacheAreInTheMetadata) {
+  write(small_config(), small_tensors());
+  EXPECT_EQ(MobileCheckpoint(dir_.path()).cache_scales(0).bits, 8);  // nothing said
+  write(small_config(), small_tensors(), {{kCacheBits, "4,0"}});
+  EXPECT_EQ(MobileCheckpoint(dir_.path()).cache_scales(0).bits, 4);
+  for (const char* wrong : {"", "4", "4,0,0", "4,3", "4,", "4 0", "-4,0"}) {
+    write(small_config(), small_tensors(), {{kCacheBits, wrong}});
+    expect_error(
+        [&] { MobileCheckpoint(dir_.path()); },
+        "metadata qat.kv_cache_bits: expected 0, 2, 4 or 8 for each of 2 layers, found \"" + std::string(wrong));
   }
 }
 

@@ -213,5 +213,47 @@ TEST(Plan, HostileJson) {
   EXPECT_THAT(error(R"({"format": "qat_plan", "version": 1, "tensors": {"a": "Q4_1"}})"), HasSubstr("found Q4_1"));
 }
 
+// format-facts.md 7.1, and the modules of the published checkpoints.
+TEST(MobilePlan, WidthsOfE2B) {
+  const std::map<std::string, DType> g = grids(plan_from_name("mobile"), model_of(kGemma4E2B));
+  EXPECT_EQ(g.at("token_embd.weight"), DType::I2);
+  EXPECT_EQ(g.at("per_layer_token_embd.weight"), DType::I4);
+  EXPECT_EQ(g.at("per_layer_model_proj.weight"), DType::BF16);
+  EXPECT_EQ(g.at("blk.0.attn_q.weight"), DType::I4);
+  EXPECT_EQ(g.at("blk.34.attn_output.weight"), DType::I4);
+  EXPECT_EQ(g.at("blk.14.ffn_gate.weight"), DType::I4);
+  EXPECT_EQ(g.at("blk.15.ffn_gate.weight"), DType::I2);
+  EXPECT_EQ(g.at("blk.34.ffn_down.weight"), DType::I2);
+  EXPECT_EQ(g.at("blk.3.inp_gate.weight"), DType::I8);
+  EXPECT_EQ(g.at("blk.3.proj.weight"), DType::I8);
+  EXPECT_EQ(g.at("blk.3.attn_norm.weight"), DType::BF16);  // floats stay as the checkpoint has them
+}
+
+TEST(MobilePlan, WidthsOfE4B) {
+  const Model model = model_of(patched(kGemma4E2B, {{"use_double_wide_mlp", false}}));
+  const std::map<std::string, DType> g = grids(plan_from_name("mobile"), model);
+  EXPECT_EQ(g.at("blk.34.ffn_down.weight"), DType::I4);
+  EXPECT_EQ(g.at("per_layer_token_embd.weight"), DType::I2);
+}
+
+TEST(MobilePlan, RulesChooseWidths) {
+  Plan plan = plan_from_name("mobile");
+  plan.rules = {{"ffn_", DType::I4}, {"embed_tokens.weight", DType::BF16}};
+  const std::map<std::string, DType> g = grids(plan, model_of(kGemma4E2B));
+  EXPECT_EQ(g.at("blk.34.ffn_down.weight"), DType::I4);
+  EXPECT_EQ(g.at("token_embd.weight"), DType::BF16);
+  plan.rules = {{"no_such_module", DType::I4}};
+  EXPECT_THAT(error_of(plan, model_of(kGemma4E2B)), HasSubstr("matches no tensor that can be quantized"));
+}
+
+TEST(MobilePlan, GridsOfTheOtherPlansAreRefused) {
+  Plan plan = plan_from_name("mobile");
+  plan.rules = {{"ffn_down", DType::Q4_0}};
+  EXPECT_THAT(error_of(plan, model_of(kGemma4E2B)), HasSubstr("expected a type of the mobile schema"));
+  plan = plan_from_name("q4_0");
+  plan.rules = {{"ffn_down", DType::I4}};
+  EXPECT_THAT(error_of(plan, model_of(kGemma4E2B)), HasSubstr("expected a type that can be written"));
+}
+
 }  // namespace
 }  // namespace qat

@@ -1,4 +1,4 @@
-#include "fakequant/observer.h"
+#include "format/observer.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // Calibration on distributions whose answer is known.
-#include "fakequant/observer.h"
+#include "format/observer.h"
 
 #include <gtest/gtest.h>
 
