@@ -163,6 +163,22 @@ void decode_block(const BlockQ4_0& block, float* out) {
   }
 }
 
+BlockQ2_0 pack_q2_0(const int8_t* codes, float scale) {
+  BlockQ2_0 block = {};
+  block.d = f32_to_f16(-scale);
+  QAT_CHECK(f16_to_f32(block.d) == -scale);
+  for (int j = 0; j < kBlockQ2_0; ++j) {
+    QAT_CHECK(codes[j] >= -2 && codes[j] <= 1);
+    block.qs[j / 4] = static_cast<uint8_t>(block.qs[j / 4] | ((1 - codes[j]) << (2 * (j % 4))));
+  }
+  return block;
+}
+
+void decode_block(const BlockQ2_0& block, float* out) {
+  const float d = f16_to_f32(block.d);
+  for (int j = 0; j < kBlockQ2_0; ++j) out[j] = d * static_cast<float>(((block.qs[j / 4] >> (2 * (j % 4))) & 3) - 1);
+}
+
 BlockQ8_0 encode_q8_0(const float* x) {
   const float d = std::fabs(extreme_of(x)) / 127.0f;
   const float inverse = reciprocal(d);
@@ -197,7 +213,7 @@ void encode_rows(DType grid, const float* x, int64_t rows, int64_t cols, uint8_t
 }
 
 void decode_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols, float* out) {
-  QAT_CHECK(is_grid(grid));
+  QAT_CHECK(is_grid(grid) || grid == DType::Q2_0);
   const int block_size = dtype_info(grid).block_size;
   QAT_CHECK(cols % block_size == 0);
   const int64_t count = rows * cols / block_size;
@@ -209,6 +225,7 @@ void decode_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols, fl
     case DType::BF16:
       for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(load_u16(data, i));
       break;
+    case DType::Q2_0: decode_blocks<BlockQ2_0>(data, count, block_size, out); break;
     case DType::Q4_0: decode_blocks<BlockQ4_0>(data, count, block_size, out); break;
     case DType::Q8_0: decode_blocks<BlockQ8_0>(data, count, block_size, out); break;
     default: decode_blocks<BlockQ6_K>(data, count, block_size, out); break;

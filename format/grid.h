@@ -14,6 +14,7 @@
 namespace qat {
 
 constexpr int kBlockSize = 32;    // weights that share a scale in Q4_0 and Q8_0
+constexpr int kBlockQ2_0 = 64;    // weights of a Q2_0 block
 constexpr int kSuperBlock = 256;  // weights of a Q6_K block: 16 groups of 16
 
 // 32 weights, value(j) = d * (code(j) - 8); low nibble of byte j is element j, high nibble element j + 16.
@@ -39,7 +40,15 @@ struct BlockQ6_K {
 };
 static_assert(sizeof(BlockQ6_K) == 210);
 
-// True for types that encode_rows takes; decode_rows takes the same set.
+// 64 weights, value(j) = d * (code(j) - 1); element j in byte j / 4 at bits 2 * (j mod 4). ggml decodes it; its encoder
+// never uses the code 2, so there is none here: only rows that are on a grid of 2 bits become Q2_0 (pack_q2_0).
+struct BlockQ2_0 {
+  uint16_t d;      // scale, float16 bits; negative in what pack_q2_0 writes
+  uint8_t qs[16];  // codes 0..3
+};
+static_assert(sizeof(BlockQ2_0) == 18);
+
+// True for types that encode_rows takes; decode_rows takes these and Q2_0.
 bool is_grid(DType type);
 // True for the grids whose values are code * scale (Q4_0, Q8_0, Q6_K); false for F32, F16, BF16.
 bool has_codes(DType type);
@@ -62,6 +71,10 @@ BlockQ4_0 encode_q4_0_with_scale(const float* x, float d);
 BlockQ4_0 encode_q4_0(const float* x);
 BlockQ8_0 encode_q8_0(const float* x);
 BlockQ6_K encode_q6_k(const float* x);  // ggml's search over 19 candidate scales per group
+// 64 codes -2..1 of a channel-wise row (format/channel_grid.h) with their scale, which float16 must hold exactly
+// (checked): d = -scale and code = 1 - v mean v * scale.
+BlockQ2_0 pack_q2_0(const int8_t* codes, float scale);
+void decode_block(const BlockQ2_0& block, float* out);
 void decode_block(const BlockQ4_0& block, float* out);
 void decode_block(const BlockQ8_0& block, float* out);
 void decode_block(const BlockQ6_K& block, float* out);

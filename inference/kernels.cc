@@ -31,7 +31,7 @@ const RowKernel* find_row_kernel(DType type, Isa isa) {
 
 bool runs_type(DType type) { return find_row_kernel(type, Isa::scalar) != nullptr; }
 
-const char* runnable_types() { return "F32, F16, BF16, Q4_0, Q8_0, Q6_K"; }
+const char* runnable_types() { return "F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K"; }
 
 const PanelKernel* find_panel_kernel(Isa isa) {
 #if defined(__x86_64__)

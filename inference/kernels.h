@@ -22,7 +22,7 @@ struct RowKernel {
 Span<const RowKernel> row_kernels();
 const RowKernel* find_row_kernel(DType type, Isa isa);  // nullptr: the engine does not run this type
 bool runs_type(DType type);
-const char* runnable_types();  // "F32, F16, BF16, Q4_0, Q8_0, Q6_K", for messages
+const char* runnable_types();  // "F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K", for messages
 
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
 // The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by

@@ -7,7 +7,8 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;  // BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
+// BlockQ2_0, BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
+constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;
 
 float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
 
@@ -27,6 +28,39 @@ __m256 dot16(__m128i codes, const float* x) {
 void scale16(__m128i codes, __m256 d, float* out) {
   _mm256_storeu_ps(out, _mm256_mul_ps(d, low_floats(codes)));
   _mm256_storeu_ps(out + 8, _mm256_mul_ps(d, high_floats(codes)));
+}
+
+// ---- Q2_0: d * (code - 1)
+
+__m256 q2_0_levels(const uint8_t* block) {
+  return _mm256_mul_ps(_mm256_set1_ps(half_at(block)), _mm256_setr_ps(-1, 0, 1, 2, -1, 0, 1, 2));
+}
+
+void decode_q2_0(const uint8_t* row, int64_t cols, float* out) {
+  for (int64_t k = 0; k < cols; k += 64, row += kQ2Bytes) {
+    const __m256 levels = q2_0_levels(row);
+    for (int i = 0; i < 4; ++i) {
+      __m256 low, high;
+      look_up_16(row + 2 + 4 * i, levels, &low, &high);
+      _mm256_storeu_ps(out + k + 16 * i, low);
+      _mm256_storeu_ps(out + k + 16 * i + 8, high);
+    }
+  }
+}
+
+float dot_q2_0(const uint8_t* row, const float* x, int64_t cols) {
+  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t k = 0; k < cols; k += 64, row += kQ2Bytes) {
+    const __m256 levels = q2_0_levels(row);
+    for (int i = 0; i < 4; ++i) {
+      __m256 low, high;
+      look_up_16(row + 2 + 4 * i, levels, &low, &high);
+      const int chain = 2 * (i % 2);
+      sum[chain] = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + k + 16 * i), sum[chain]);
+      sum[chain + 1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + k + 16 * i + 8), sum[chain + 1]);
+    }
+  }
+  return sum_lanes(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
 }
 
 // ---- Q4_0: 16 bytes hold elements 0..15 in the low nibbles and 16..31 in the high ones, code + 8.
@@ -292,6 +326,7 @@ const RowKernel kAvx2RowKernels[kRunnableTypes] = {
     {DType::F32, Isa::avx2, decode_floats<LoadF32>, dot_floats<LoadF32>},
     {DType::F16, Isa::avx2, decode_floats<LoadF16>, dot_floats<LoadF16>},
     {DType::BF16, Isa::avx2, decode_floats<LoadBf16>, dot_floats<LoadBf16>},
+    {DType::Q2_0, Isa::avx2, decode_q2_0, dot_q2_0},
     {DType::Q4_0, Isa::avx2, decode_q4_0, dot_q4_0},
     {DType::Q8_0, Isa::avx2, decode_q8_0, dot_q8_0},
     {DType::Q6_K, Isa::avx2, decode_q6_k, dot_q6_k},

@@ -6,7 +6,7 @@
 
 namespace qat {
 
-constexpr int kRunnableTypes = 6;
+constexpr int kRunnableTypes = 7;
 extern const RowKernel kScalarRowKernels[kRunnableTypes];
 extern const VectorKernels kScalarVectorKernels;
 extern const RowKernel kAvx2RowKernels[kRunnableTypes];

@@ -103,7 +103,7 @@ constexpr RowKernel row_kernel() {
 }  // namespace
 
 const RowKernel kScalarRowKernels[kRunnableTypes] = {
-    row_kernel<DType::F32>(),  row_kernel<DType::F16>(),  row_kernel<DType::BF16>(),
+    row_kernel<DType::F32>(),  row_kernel<DType::F16>(),  row_kernel<DType::BF16>(), row_kernel<DType::Q2_0>(),
     row_kernel<DType::Q4_0>(), row_kernel<DType::Q8_0>(), row_kernel<DType::Q6_K>(),
 };
 

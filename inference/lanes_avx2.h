@@ -18,6 +18,16 @@ inline double sum_lanes(__m256d v) {
   return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
 }
 
+// Bits 2 k.. of the 32 at p are the k-th of 16 codes 0..3: each as the float that `levels` has at its place. The four
+// levels stand in both halves.
+inline void look_up_16(const uint8_t* p, __m256 levels, __m256* low, __m256* high) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  const __m256i word = _mm256_set1_epi32(bits);
+  *low = _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)));
+  *high = _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30)));
+}
+
 // 8 * n floats, zero at first. Members one inside the other, because GCC keeps them in registers; an array of sums it
 // would write back to memory at each step of a loop.
 template <int n>

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <random>
 
+#include "format/channel_grid.h"
 #include "format/number.h"
 
 namespace qat {
@@ -324,6 +325,38 @@ TEST(GridQ6_K, ZeroBlocksAndGroups) {
 // ------------------------------------------------------------------ every grid
 
 constexpr DType kGrids[] = {DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0, DType::Q6_K};
+
+TEST(GridQ2_0, EveryCodeAtEveryPlace) {
+  for (int place = 0; place < 64; ++place) {
+    for (int code = 0; code < 4; ++code) {
+      std::vector<uint8_t> bytes(18, 0x55);  // codes 1: zeros
+      bytes[0] = 0x00;
+      bytes[1] = 0xb8;  // -0.5
+      const size_t byte = static_cast<size_t>(2 + place / 4);
+      const int shift = 2 * (place % 4);
+      bytes[byte] = static_cast<uint8_t>((bytes[byte] & ~(3 << shift)) | (code << shift));
+      std::vector<float> expected(64);
+      expected[static_cast<size_t>(place)] = -0.5f * static_cast<float>(code - 1);
+      EXPECT_EQ(decoded(DType::Q2_0, bytes, 64), expected) << place << " code " << code;
+    }
+  }
+}
+
+// A channel-wise row of 2 bits is a Q2_0 row of the same values, whatever the scale that both hold.
+TEST(GridQ2_0, HoldsTwoBitRowsExactly) {
+  int8_t codes[64];
+  for (int j = 0; j < 64; ++j) codes[j] = static_cast<int8_t>((j * 7 + j / 9) % 4 - 2);
+  int scales = 0;
+  for (uint32_t bits = float_bits(kLeastStorableScale); bits <= float_bits(kLargestStorableScale); bits += 1 << 16) {
+    const float scale = float_from_bits(bits);  // neighbours differ in the last bit of a bfloat16
+    const BlockQ2_0 block = pack_q2_0(codes, scale);
+    float values[64];
+    decode_block(block, values);
+    for (int j = 0; j < 64; ++j) ASSERT_EQ(values[j], static_cast<float>(codes[j]) * scale) << scale;
+    ++scales;
+  }
+  EXPECT_EQ(scales, 30 * 128);
+}
 
 TEST(Grid, WhichTypesAreGrids) {
   int grids = 0;

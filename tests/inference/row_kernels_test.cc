@@ -46,7 +46,7 @@ TEST_P(RowKernels, DecodeEveryScaleOrValue) {
   std::vector<float> ramp(static_cast<size_t>(cols));
   for (int64_t k = 0; k < cols; ++k) ramp[static_cast<size_t>(k)] = static_cast<float>(k - cols / 3);
   std::vector<uint8_t> row(row_bytes(type, cols));
-  encode_rows(type, ramp.data(), 1, cols, row.data());
+  store_rows(type, ramp, 1, cols, row.data());
   std::vector<float> expected(static_cast<size_t>(cols)), actual(static_cast<size_t>(cols));
   const size_t at = type == DType::Q6_K ? 208 : 0;
   for (unsigned bits = 0; bits <= 0xffff; ++bits) {
