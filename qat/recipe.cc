@@ -8,6 +8,7 @@
 #include <set>
 #include <variant>
 
+#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/file_io.h"
 #include "format/plan.h"
@@ -51,13 +52,32 @@ const std::vector<Key>& keys() {
        "output directory: result, checkpoints, metrics, the resolved recipe"},
 
       {"quantization", "plan", &Recipe::plan, {}, fixed,
-       "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; none: plain float training"},
+       "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; mobile; none: plain float training"},
       {"quantization", "rules", &Recipe::rules, {}, fixed,
        "PATTERN=TYPE, tried before the plan: a regular expression found in the tensor's name; the first match wins"},
       {"quantization", "embedding_type", &Recipe::embedding_type, {}, fixed,
        "type of embedding tables (llama-quantize --token-embedding-type); empty: the plan's"},
       {"quantization", "output_type", &Recipe::output_type, {}, fixed,
        "type of the output matrix (llama-quantize --output-tensor-type); empty: the plan's"},
+      {"quantization", "activations", &Recipe::activations, {}, fixed,
+       "mobile: static 8-bit activations into and out of each linear layer"},
+      {"quantization", "kv_sliding_bits", &Recipe::kv_sliding_bits, {0, 8}, fixed,
+       "mobile: static KV cache of sliding layers: 2, 4 or 8 bits; 0: float"},
+      {"quantization", "kv_global_bits", &Recipe::kv_global_bits, {0, 8}, fixed, "mobile: the same of global layers"},
+      {"quantization", "observer", &Recipe::observer, {}, fixed,
+       "mobile: how calibration chooses static scales: mse (least squared error), percentile, max (moving average)"},
+      {"quantization", "calibration_sequences", &Recipe::calibration_sequences, {1, kMaxCount}, fixed,
+       "mobile: training sequences that calibration looks at"},
+      {"quantization", "activations_after", &Recipe::activations_after, {0, 1}, fixed,
+       "mobile: fraction of the steps before activations and KV cache are calibrated and become static"},
+      {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,
+       "mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
+      {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
+       "mobile: weights beyond their grid get a gradient too"},
+      {"quantization", "scale_lr", &Recipe::scale_lr, {0, 10}, fixed,
+       "mobile: peak learning rate of the logarithms of weight scales"},
+      {"quantization", "activation_lr", &Recipe::activation_lr, {0, 10}, fixed,
+       "mobile: peak learning rate of the logarithms of activation and KV scales"},
 
       {"data", "data", &Recipe::data, {}, fixed,
        "text files, directories of text files, or \"teacher\": text that the teacher writes"},
@@ -290,10 +310,21 @@ std::string place_of(const std::string& origin, const toml::node& node) {
 
 // --- Rules that span keys ---
 
+void check_mobile(const Recipe& r) {
+  for (const int64_t bits : {r.kv_sliding_bits, r.kv_global_bits})
+    if (bits != 0 && bits != 2 && bits != 4 && bits != 8)
+      fail("recipe: [quantization] kv_sliding_bits, kv_global_bits: expected 0, 2, 4 or 8, found ", bits);
+  if (r.observer != "mse" && r.observer != "percentile" && r.observer != "max")
+    fail("recipe: [quantization] observer: expected mse, percentile or max, found ", quoted(r.observer));
+  if (r.freeze_after < r.activations_after)
+    fail("recipe: [quantization] freeze_after: expected at least activations_after = ", r.activations_after, ", found ",
+         r.freeze_after);
+}
+
 void check_type_name(const char* key, const std::string& name) {
   if (name.empty()) return;
   const DTypeInfo* info = find_dtype_by_name(name);
-  if (info == nullptr || !is_grid(info->id)) {
+  if (info == nullptr || (!is_grid(info->id) && code_bits(info->id) == 0)) {
     fail("recipe: [quantization] ", key, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
   }
 }
@@ -393,6 +424,7 @@ void validate_recipe(const Recipe& r) {
   }
   check_type_name("embedding_type", r.embedding_type);
   check_type_name("output_type", r.output_type);
+  check_mobile(r);
   if (r.warmup > r.steps) fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);
   check_device(r.device);

@@ -19,6 +19,16 @@ struct Recipe {
   std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
   std::string embedding_type,
       output_type;  // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
+  // plan "mobile"
+  bool activations = true;                          // static 8-bit activations into and out of each linear
+  int64_t kv_sliding_bits = 8, kv_global_bits = 4;  // static KV cache: 2, 4, 8; 0: float
+  std::string observer = "mse";                     // calibration: "mse", "percentile", "max"
+  int64_t calibration_sequences = 32;
+  double activations_after = 0.1;  // fraction of steps trained before activations and caches become static
+  double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
+  bool pass_clipped = true;        // gradient for weights beyond their grid
+  double scale_lr = 1e-3;          // peak learning rate of the logarithms of weight scales
+  double activation_lr = 1e-3;     // and of those of activations and caches
   // [data]
   std::vector<std::string>
       data;  // text files, directories of text files, or "teacher" (the float model writes its own)

@@ -1,8 +1,10 @@
 #include "qat/train/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "fakequant/channel_quantize.h"
 #include "fakequant/fake_quantize.h"
 #include "qat/train/checkpointing.h"
 #include "qat/train/ops.h"
@@ -34,11 +36,48 @@ struct LayerOutput {
   torch::Tensor k, v;  // (batch, length, kv_heads, head_dim), normalized and rotated
 };
 
+// The tensors of one layer: weights, and the scales of its static grids.
+struct LayerTensors {
+  TensorsByRole weights;
+  LayerScales scales;
+};
+
+// The linears of one layer, their inputs and outputs rounded where they are static.
+class Linears {
+ public:
+  Linears(int layer, const LayerTensors& tensors, const ActivationProbe& probe)
+      : layer_(layer), t_(tensors), probe_(probe) {}
+  torch::Tensor input(const torch::Tensor& x, Role role) const {
+    return rounded(x, ActivationKind::input, role, t_.scales.input[role], 8);
+  }
+  // x: as input() gave it.
+  torch::Tensor product(const torch::Tensor& x, Role role) const {
+    return rounded(at::linear(x, t_.weights[role]), ActivationKind::output, role, t_.scales.output[role], 8);
+  }
+  torch::Tensor operator()(const torch::Tensor& x, Role role) const { return product(input(x, role), role); }
+  torch::Tensor cached(const torch::Tensor& x, ActivationKind kind) const {
+    const torch::Tensor& scale = kind == ActivationKind::key ? t_.scales.k_cache : t_.scales.v_cache;
+    return rounded(x, kind, Role::k, scale, t_.scales.cache_bits);
+  }
+
+ private:
+  torch::Tensor rounded(const torch::Tensor& x, ActivationKind kind, Role role, const torch::Tensor& log_scale,
+                        int bits) const {
+    if (probe_) probe_(layer_, kind, role, x);
+    return static_quantize(x, log_scale, bits);
+  }
+
+  int layer_;
+  const LayerTensors& t_;
+  const ActivationProbe& probe_;
+};
+
 // One decoder layer. ple: undefined when the model has none. k, v: those of the source layer, undefined when the layer
 // owns its own.
-LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w,
-                          const Positions& positions, torch::Tensor h, const torch::Tensor& ple, torch::Tensor k,
-                          torch::Tensor v) {
+LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const LayerTensors& tensors,
+                          const Linears& linear, const Positions& positions, torch::Tensor h, const torch::Tensor& ple,
+                          torch::Tensor k, torch::Tensor v) {
+  const TensorsByRole& w = tensors.weights;
   const auto norm = [&](const torch::Tensor& x, Role role) { return rms_norm(x, w[role], c.eps, c.norm_plus_one); };
   const torch::Tensor& cos = layer.sliding ? positions.cos_sliding : positions.cos_full;
   const torch::Tensor& sin = layer.sliding ? positions.sin_sliding : positions.sin_full;
@@ -48,58 +87,72 @@ LayerOutput layer_forward(const ModelConfig& c, const LayerConfig& layer, const 
   const std::vector<int64_t> kv_shape = {batch, length, layer.kv_heads, layer.head_dim};
 
   const torch::Tensor a = norm(h, Role::attention_norm);
-  torch::Tensor q = at::linear(a, w[Role::q]).view(q_shape);
+  torch::Tensor q = linear(a, Role::q).view(q_shape);
   if (c.qk_norm()) q = norm(q, Role::q_norm);
   q = rotate(q, cos, sin);
   if (!k.defined()) {
-    k = at::linear(a, w[Role::k]).view(kv_shape);
-    v = layer.k_eq_v ? k : at::linear(a, w[Role::v]).view(kv_shape);
+    const torch::Tensor shared = linear.input(a, Role::k);
+    k = linear.product(shared, Role::k).view(kv_shape);
+    v = layer.k_eq_v ? k : linear.product(shared, Role::v).view(kv_shape);
     if (c.qk_norm()) k = norm(k, Role::k_norm);
     if (c.v_norm()) v = rms_norm(v, {}, c.eps, false);
-    k = rotate(k, cos, sin);
+    k = linear.cached(rotate(k, cos, sin), ActivationKind::key);
+    v = linear.cached(v, ActivationKind::value);
   }
   torch::Tensor attended =
-      at::linear(attention(q, k, v, mask, layer.sliding ? c.sliding_window : 0, c.attention_scale), w[Role::o]);
+      linear(attention(q, k, v, mask, layer.sliding ? c.sliding_window : 0, c.attention_scale), Role::o);
   if (c.sandwich_norms()) attended = norm(attended, Role::post_attention_norm);
   h = h + attended;
 
   const torch::Tensor f = norm(h, Role::ffn_norm);
+  const torch::Tensor shared = linear.input(f, Role::gate);
   const torch::Tensor gated =
-      gated_activation(at::linear(f, w[Role::gate]), at::linear(f, w[Role::up]), c.gated_gelu());
-  torch::Tensor fed = at::linear(gated, w[Role::down]);
+      gated_activation(linear.product(shared, Role::gate), linear.product(shared, Role::up), c.gated_gelu());
+  torch::Tensor fed = linear(gated, Role::down);
   if (c.sandwich_norms()) fed = norm(fed, Role::post_ffn_norm);
   h = h + fed;
 
   if (ple.defined()) {
-    const torch::Tensor g = gated_activation(at::linear(h, w[Role::ple_gate]), ple, c.gated_gelu());
-    h = h + norm(at::linear(g, w[Role::ple_projection]), Role::post_ple_norm);
+    const torch::Tensor g = gated_activation(linear(h, Role::ple_gate), ple, c.gated_gelu());
+    h = h + norm(linear(g, Role::ple_projection), Role::post_ple_norm);
   }
   if (w[Role::layer_scalar].defined()) h = h * w[Role::layer_scalar];
   return {h, k, v};
 }
 
+// Every defined tensor of a layer, in a fixed order.
+std::vector<torch::Tensor*> defined_tensors(LayerTensors& t) {
+  std::vector<torch::Tensor*> list;
+  for (TensorsByRole* tensors : {&t.weights, &t.scales.input, &t.scales.output})
+    for (torch::Tensor& x : tensors->all()) list.push_back(&x);
+  list.push_back(&t.scales.k_cache);
+  list.push_back(&t.scales.v_cache);
+  list.erase(std::remove_if(list.begin(), list.end(), [](const torch::Tensor* x) { return !x->defined(); }),
+             list.end());
+  return list;
+}
+
 // The same, but only its inputs are kept for the backward pass.
-LayerOutput checkpointed_layer(const ModelConfig& c, const LayerConfig& layer, const TensorsByRole& w,
-                               const Positions& positions, const torch::Tensor& h, const torch::Tensor& ple,
-                               const torch::Tensor& k, const torch::Tensor& v) {
-  // Inputs are listed without the undefined ones: h, ple, k, v, then the weights by role.
+LayerOutput checkpointed_layer(const ModelConfig& c, const LayerConfig& layer, int index, const LayerTensors& tensors,
+                               const ActivationProbe& probe, const Positions& positions, const torch::Tensor& h,
+                               const torch::Tensor& ple, const torch::Tensor& k, const torch::Tensor& v) {
+  // Inputs are listed without the undefined ones: h, ple, k, v, then the layer's tensors.
   torch::autograd::variable_list inputs = {h};
   for (const torch::Tensor& x : {ple, k, v})
     if (x.defined()) inputs.push_back(x);
-  TensorsByRole weights = w;
-  for (const torch::Tensor& x : weights.all())
-    if (x.defined()) inputs.push_back(x);
+  LayerTensors all = tensors;
+  for (const torch::Tensor* x : defined_tensors(all)) inputs.push_back(*x);
   const bool has_ple = ple.defined(), shares_kv = k.defined();
-  const auto run = [=, &c, &layer,
+  const auto run = [=, &c, &layer, &probe,
                     &positions](const torch::autograd::variable_list& list) -> torch::autograd::variable_list {
     size_t next = 1;
     const torch::Tensor ple_in = has_ple ? list[next++] : torch::Tensor();
     const torch::Tensor k_in = shares_kv ? list[next++] : torch::Tensor();
     const torch::Tensor v_in = shares_kv ? list[next++] : torch::Tensor();
-    TensorsByRole given = weights;
-    for (torch::Tensor& x : given.all())
-      if (x.defined()) x = list[next++];
-    const LayerOutput out = layer_forward(c, layer, given, positions, list[0], ple_in, k_in, v_in);
+    LayerTensors given = all;
+    for (torch::Tensor* x : defined_tensors(given)) *x = list[next++];
+    const Linears linear(index, given, probe);
+    const LayerOutput out = layer_forward(c, layer, given, linear, positions, list[0], ple_in, k_in, v_in);
     if (shares_kv) return {out.h};
     return {out.h, out.k, out.v};
   };
@@ -144,34 +197,71 @@ Model::Model(const FloatCheckpoint& checkpoint, torch::Device device)
   }
 }
 
-void Model::apply_plan(const std::map<std::string, PlanEntry>& resolved) {
+void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>& resolved) {
   for (Parameter& parameter : parameters_) {
     const auto entry = resolved.find(parameter.info.name);
     QAT_CHECK(entry != resolved.end());
     parameter.grid = entry->second.grid;
+    const int bits = code_bits(parameter.grid);
+    if (bits == 0) continue;
+    const int64_t cols = parameter.info.shape.back() / mobile_scales_per_row(config_, parameter.info);
+    parameter.log_scale = search_log_scales(parameter.master, cols, bits).requires_grad_(true);
   }
+  if (plan.mobile) static_grids_ = StaticGrids(config_, table_, plan, resolved, device_);
+}
+
+std::vector<Trained> Model::trained() const {
+  std::vector<Trained> all;
+  for (const Parameter& p : parameters_) {
+    if (!p.trained) continue;
+    all.push_back({p.info.name, p.master, Trained::weight});
+    if (p.log_scale.defined()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale});
+  }
+  for (const StaticGrids::Grid& grid : static_grids_.all())
+    all.push_back({grid.name, grid.log_scale, Trained::activation_scale});
+  return all;
+}
+
+void Model::freeze_codes() {
+  const torch::NoGradGuard no_grad;
+  for (Parameter& p : parameters_) {
+    const int bits = code_bits(p.grid);
+    if (bits != 0) p.master.detach().copy_(channel_codes(p.master, p.log_scale, bits));
+  }
+  mark_frozen();
+}
+
+void Model::mark_frozen() {
+  for (Parameter& p : parameters_) p.frozen = code_bits(p.grid) != 0;
+}
+
+torch::Tensor Parameter::quantized(bool pass_clipped) const {
+  const int bits = code_bits(grid);
+  if (bits == 0) return fake_quantize(master, grid);
+  if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);
+  return channel_quantize(master, log_scale, bits, pass_clipped);
 }
 
 ForwardWeights Model::forward_weights() const {
   const torch::NoGradGuard no_grad;
   ForwardWeights weights;
   weights.layers.resize(config_.layers.size());
-  for (const Parameter& parameter : parameters_) {
-    const torch::Tensor master = parameter.master.detach();
-    weights.at(parameter.info) = parameter.grid == DType::F32 ? master : fake_quantize(master, parameter.grid);
-  }
+  for (const Parameter& p : parameters_)
+    weights.at(p.info) = p.grid == DType::F32 ? p.master.detach() : p.quantized(pass_clipped).detach();
+  weights.scales = static_grids_.scales();
   return weights;
 }
 
 StepWeights::StepWeights(Model& model) {
   forward_.layers.resize(model.config().layers.size());
+  forward_.scales = model.static_grids().scales();
   for (Parameter& parameter : model.parameters()) {
     torch::Tensor& used = forward_.at(parameter.info);
     if (parameter.grid == DType::F32) {
       used = parameter.master;  // nothing to round: the forward pass uses the master itself
       continue;
     }
-    const torch::Tensor value = fake_quantize(parameter.master, parameter.grid);
+    const torch::Tensor value = parameter.quantized(model.pass_clipped);
     used = value.detach().requires_grad_(parameter.trained);
     if (parameter.trained) quantized_.push_back({value, used});
   }
@@ -211,10 +301,14 @@ torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& we
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const LayerConfig& layer = config.layers[i];
     const auto source = static_cast<size_t>(layer.kv_source);
+    const int index = static_cast<int>(i);
+    const LayerTensors tensors{weights.layers[i], weights.scales.empty() ? LayerScales() : weights.scales[i]};
+    const Linears linear(index, tensors, options.probe);
     const LayerOutput out =
         options.gradient_checkpointing
-            ? checkpointed_layer(config, layer, weights.layers[i], positions, h, ple[i], keys[source], values[source])
-            : layer_forward(config, layer, weights.layers[i], positions, h, ple[i], keys[source], values[source]);
+            ? checkpointed_layer(config, layer, index, tensors, options.probe, positions, h, ple[i], keys[source],
+                                 values[source])
+            : layer_forward(config, layer, tensors, linear, positions, h, ple[i], keys[source], values[source]);
     h = out.h;
     keys[i] = out.k;
     values[i] = out.v;

@@ -2,7 +2,6 @@
 // Weights are kept as float32 masters by canonical tensor name; the forward pass sees them on the grids of a plan.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -11,24 +10,15 @@
 
 #include "fakequant/libtorch.h"
 #include "format/checkpoint.h"
+#include "qat/train/static_grids.h"
 
 namespace qat {
-
-// The tensors of one layer, or of the model outside its layers, by role; undefined where the model has none.
-class TensorsByRole {
- public:
-  torch::Tensor& operator[](Role role) { return tensors_[static_cast<size_t>(role)]; }
-  const torch::Tensor& operator[](Role role) const { return tensors_[static_cast<size_t>(role)]; }
-  std::array<torch::Tensor, static_cast<size_t>(Role::layer_scalar) + 1>& all() { return tensors_; }
-
- private:
-  std::array<torch::Tensor, static_cast<size_t>(Role::layer_scalar) + 1> tensors_;
-};
 
 // What a forward pass multiplies by.
 struct ForwardWeights {
   TensorsByRole global;
   std::vector<TensorsByRole> layers;
+  std::vector<LayerScales> scales;  // per layer; empty: activations and caches are float
   torch::Tensor& at(const TensorInfo& info) {
     return (info.layer < 0 ? global : layers[static_cast<size_t>(info.layer)])[info.role];
   }
@@ -41,9 +31,22 @@ struct ForwardWeights {
 
 struct Parameter {
   TensorInfo info;
-  torch::Tensor master;     // float32, info.shape
+  torch::Tensor master;     // float32, info.shape; once frozen on a channel-wise grid: its codes, not trained any more
   DType grid = DType::F32;  // what the forward pass rounds it to
   bool trained = true;      // false: a buffer (layer_scalar)
+  // Channel-wise grids: logarithm of the learned scales, (rows * scales per row), trained.
+  torch::Tensor log_scale;
+  bool frozen = false;
+  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale.
+  torch::Tensor quantized(bool pass_clipped) const;
+};
+
+// A tensor that the optimizer moves.
+struct Trained {
+  enum Kind { weight, weight_scale, activation_scale };
+  std::string name;
+  torch::Tensor tensor;
+  Kind kind = weight;
 };
 
 class Model {
@@ -56,8 +59,16 @@ class Model {
   torch::Device device() const { return device_; }
   std::vector<Parameter>& parameters() { return parameters_; }  // in table order
   const std::vector<Parameter>& parameters() const { return parameters_; }
-  // Sets each parameter's grid; the plan must name every tensor of the table.
-  void apply_plan(const std::map<std::string, PlanEntry>& resolved);
+  // Sets each parameter's grid; the plan must name every tensor of the table. Scales of channel-wise grids begin where
+  // a search finds the least squared error; those of activations and caches are off until they are calibrated.
+  void apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>& resolved);
+  StaticGrids& static_grids() { return static_grids_; }
+  const StaticGrids& static_grids() const { return static_grids_; }
+  std::vector<Trained> trained() const;  // of everything, frozen or not: what a checkpoint of the run holds
+  // Codes of channel-wise grids stay what they are now; their scales, norms and the rest go on learning.
+  void freeze_codes();
+  void mark_frozen();        // the masters already are codes: read back from a checkpoint
+  bool pass_clipped = true;  // weights beyond their channel-wise grid get a gradient too
   // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.
   ForwardWeights forward_weights() const;
 
@@ -65,6 +76,7 @@ class Model {
   ModelConfig config_;
   std::vector<TensorInfo> table_;
   std::vector<Parameter> parameters_;
+  StaticGrids static_grids_;
   torch::Device device_;
 };
 
@@ -99,6 +111,7 @@ struct ForwardOptions {
   // When set: sees the embedding (index 0) and the output of layer i (index i + 1), and returns what the next layer
   // gets.
   std::function<torch::Tensor(size_t index, const torch::Tensor& hidden)> residual_hook;
+  ActivationProbe probe;  // when set: sees activations, keys and values before they are rounded
 };
 
 // ids: (batch, length) int64, all < vocab. Returns the final normalized hidden states (batch, length, hidden); logits

@@ -39,8 +39,10 @@ void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Te
 
 }  // namespace
 
-AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options)
-    : parameters_(std::move(parameters)), options_(options) {
+AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<double> relative_lr)
+    : parameters_(std::move(parameters)), options_(options), relative_lr_(std::move(relative_lr)) {
+  if (relative_lr_.empty()) relative_lr_.assign(parameters_.size(), 1.0);
+  QAT_CHECK(relative_lr_.size() == parameters_.size());
   for (const torch::Tensor& p : parameters_) {
     QAT_CHECK(p.is_contiguous() && p.scalar_type() == torch::kFloat32);
     means_.push_back(torch::zeros_like(p).detach());
@@ -53,15 +55,16 @@ void AdamW::step(double lr, double gradient_scale) {
   ++steps;
   const double t = static_cast<double>(steps);
   Update u;
-  u.keep = static_cast<float>(1.0 - lr * options_.weight_decay);
   u.beta1 = static_cast<float>(options_.beta1);
   u.beta2 = static_cast<float>(options_.beta2);
-  u.rate = static_cast<float>(lr / (1.0 - std::pow(options_.beta1, t)));
   u.root_correction = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(options_.beta2, t)));
   u.eps = static_cast<float>(options_.eps);
   u.gradient_scale = static_cast<float>(gradient_scale);
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (!parameters_[i].grad().defined()) continue;
+    const double own_lr = lr * relative_lr_[i];
+    u.keep = static_cast<float>(1.0 - own_lr * options_.weight_decay);
+    u.rate = static_cast<float>(own_lr / (1.0 - std::pow(options_.beta1, t)));
     const torch::Tensor gradient = parameters_[i].grad().contiguous();
     torch::Tensor w = parameters_[i].detach();
     if (w.is_cpu())

@@ -16,7 +16,8 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options);
+  // relative_lr: what each parameter's learning rate is a multiple of lr by; empty: 1 for all.
+  AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<double> relative_lr = {});
   // One update from the parameters' grad(), each multiplied by gradient_scale; a parameter without a gradient is left
   // alone.
   void step(double lr, double gradient_scale = 1.0);
@@ -30,6 +31,7 @@ class AdamW {
  private:
   std::vector<torch::Tensor> parameters_, means_, squares_;
   AdamWOptions options_;
+  std::vector<double> relative_lr_;
 };
 
 // sqrt of the sum of squares of all gradients, in double.

@@ -2,7 +2,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "fakequant/fake_quantize.h"
+#include "export/mobile_export.h"
+#include "fakequant/channel_quantize.h"
+#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/file_io.h"
 
@@ -28,6 +30,23 @@ void append_floats(SafetensorsWriter& file, const torch::Tensor& tensor) {
   file.append(tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel()) * sizeof(float));
 }
 
+// The head of a tied model is its embedding.
+const Parameter& stored_parameter(const Model& model, const TensorInfo& info) {
+  for (const Role role : {info.role, Role::token_embedding})
+    for (const Parameter& p : model.parameters())
+      if (p.info.role == role && p.info.layer == info.layer) return p;
+  QAT_CHECK(false);
+}
+
+// Rows of a parameter as the mobile schema stores them: packed codes, or floats.
+void encode_parameter(const Parameter& p, int64_t rows, int64_t cols, uint8_t* out) {
+  const torch::Tensor weights = on_host(p);
+  const int bits = code_bits(p.grid);
+  if (bits == 0) return encode_rows(p.grid, weights.data_ptr<float>(), rows, cols, out);
+  const torch::Tensor codes = p.frozen ? weights.to(torch::kInt8) : channel_codes(weights, p.log_scale, bits);
+  pack_codes(bits, codes.data_ptr<int8_t>(), rows, cols, out);
+}
+
 }  // namespace
 
 void write_quantized(const Model& model, const Plan& plan, const std::map<std::string, PlanEntry>& resolved,
@@ -45,6 +64,37 @@ void write_quantized(const Model& model, const Plan& plan, const std::map<std::s
       encode_rows(parameter.grid, weights.data_ptr<float>() + row * cols, count, cols, blocks.data());
       writer.append_rows(parameter.info, blocks.data(), count);
     }
+  }
+  writer.commit();
+}
+
+void write_mobile(const Model& model, const std::string& source_directory, const std::string& directory) {
+  const std::vector<TensorInfo> table = mobile_table(model.config());
+  std::vector<MobileSpec> specs;
+  std::vector<const Parameter*> sources;
+  for (const TensorInfo& info : table) {
+    const Parameter& p = stored_parameter(model, info);
+    sources.push_back(&p);
+    MobileSpec spec;
+    spec.dtype = p.grid;
+    if (code_bits(p.grid) != 0) {
+      const torch::Tensor scales = storable_scales(p.log_scale).cpu().contiguous();
+      spec.scales.assign(scales.data_ptr<float>(), scales.data_ptr<float>() + scales.numel());
+      spec.scales_per_row = mobile_scales_per_row(model.config(), info);
+      spec.input_scale = model.static_grids().input_scale(info);
+      spec.output_scale = model.static_grids().output_scale(info);
+    }
+    specs.push_back(std::move(spec));
+  }
+  std::vector<CacheScales> caches;
+  for (size_t i = 0; i < model.config().layers.size(); ++i)
+    caches.push_back(model.static_grids().cache_scales(static_cast<int>(i)));
+  MobileWriter writer(directory, source_directory, table, specs, caches, describe_widths(table, specs));
+  for (const size_t i : writer.order()) {
+    const int64_t cols = table[i].shape.back(), rows = sources[i]->master.numel() / cols;
+    std::vector<uint8_t> stored(static_cast<size_t>(rows) * row_bytes(specs[i].dtype, cols));
+    encode_parameter(*sources[i], rows, cols, stored.data());
+    writer.append_rows(i, stored.data(), rows);
   }
   writer.commit();
 }

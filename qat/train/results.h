@@ -12,6 +12,9 @@ namespace qat {
 void write_quantized(const Model& model, const Plan& plan, const std::map<std::string, PlanEntry>& resolved,
                      const std::string& source_directory, const std::string& directory);
 
+// A directory in the mobile schema (format/mobile.h), with the codes and scales of the last forward pass.
+void write_mobile(const Model& model, const std::string& source_directory, const std::string& directory);
+
 // An HF directory with the masters in float32, under the names the source uses; config and tokenizer are the source's.
 void write_hf(const Model& model, const FloatCheckpoint& source, const std::string& directory);
 

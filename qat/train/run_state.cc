@@ -53,11 +53,10 @@ struct StateTensor {
 std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer) {
   std::vector<StateTensor> state;
   size_t i = 0;
-  for (const Parameter& p : model.parameters()) {
-    if (!p.trained) continue;
-    state.push_back({p.info.name, p.master.detach()});
-    state.push_back({"adam_mean." + p.info.name, optimizer.means()[i]});
-    state.push_back({"adam_square." + p.info.name, optimizer.squares()[i]});
+  for (const Trained& t : model.trained()) {
+    state.push_back({t.name, t.tensor.detach()});
+    state.push_back({"adam_mean." + t.name, optimizer.means()[i]});
+    state.push_back({"adam_square." + t.name, optimizer.squares()[i]});
     ++i;
   }
   return state;
@@ -139,6 +138,7 @@ void load_run(const std::string& path, Model& model, AdamW& optimizer) {
     s.tensor.copy_(host);
   }
   optimizer.steps = read_run_info(path).step;
+  model.static_grids().refresh();
 }
 
 }  // namespace qat

@@ -58,6 +58,9 @@ torch::Device open_device(const std::string& name) {
 Plan plan_of(const Recipe& recipe) {
   Plan plan = plan_from_name(recipe.plan);
   const auto type = [](const std::string& name) { return find_dtype_by_name(name)->id; };  // names: validate_recipe()
+  plan.activations = recipe.activations;
+  plan.kv_sliding_bits = static_cast<int>(recipe.kv_sliding_bits);
+  plan.kv_global_bits = static_cast<int>(recipe.kv_global_bits);
   for (const std::string& rule : recipe.rules) {
     const size_t equals = rule.rfind('=');
     plan.rules.push_back({rule.substr(0, equals), type(rule.substr(equals + 1))});
@@ -123,6 +126,12 @@ class Run {
 
  private:
   void resume();
+  // Turns on what the plan has from this step on: static activations, frozen codes.
+  void begin_stages(int64_t step);
+  void calibrate();
+  int64_t stage_step(double fraction) const {
+    return static_cast<int64_t>(std::llround(fraction * static_cast<double>(recipe_.steps)));
+  }
   StepReport train_step(int64_t step);
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
@@ -138,9 +147,9 @@ class Run {
   RunInfo info_;
   torch::Device device_;
   FloatCheckpoint source_;
-  Model model_;
   Plan plan_;
   std::map<std::string, PlanEntry> resolved_;
+  Model model_;
   std::unique_ptr<Model> teacher_;
   ForwardWeights teacher_weights_;
   TrainingData data_;
@@ -148,14 +157,37 @@ class Run {
   Positions positions_;
   std::vector<torch::Tensor> trained_;
   AdamW optimizer_;
+  bool calibrated_ = false, frozen_ = false;  // stages of a mobile plan that have begun
   std::unique_ptr<MetricsLog> metrics_;
 };
 
-std::vector<torch::Tensor> trained_masters(const Model& model) {
-  std::vector<torch::Tensor> trained;
-  for (const Parameter& p : model.parameters())
-    if (p.trained) trained.push_back(p.master);
-  return trained;
+std::vector<torch::Tensor> trained_tensors(const Model& model) {
+  std::vector<torch::Tensor> tensors;
+  for (const Trained& t : model.trained()) tensors.push_back(t.tensor);
+  return tensors;
+}
+
+std::vector<double> relative_lr(const Model& model, const Recipe& recipe) {
+  std::vector<double> relative;
+  for (const Trained& t : model.trained()) {
+    const double lr = t.kind == Trained::weight         ? recipe.lr
+                      : t.kind == Trained::weight_scale ? recipe.scale_lr
+                                                        : recipe.activation_lr;
+    relative.push_back(recipe.lr > 0.0 ? lr / recipe.lr : 1.0);
+  }
+  return relative;
+}
+
+// The model with its plan applied, before anybody lists what is trained.
+Model planned_model(const FloatCheckpoint& source, torch::Device device, const Plan& plan,
+                    std::map<std::string, PlanEntry>* resolved, bool pass_clipped) {
+  Model model(source, device);
+  if (plan.keep) {
+    for (auto& [name, entry] : *resolved) entry.grid = DType::F32;  // plain training: nothing is rounded
+  }
+  model.pass_clipped = pass_clipped;
+  model.apply_plan(plan, *resolved);
+  return model;
 }
 
 Run::Run(const TrainRequest& request)
@@ -164,19 +196,16 @@ Run::Run(const TrainRequest& request)
       info_{0, request.recipe, 0, set_threads(request.recipe.threads)},
       device_(open_device(recipe_.device)),
       source_(recipe_.model),
-      model_(source_, device_),
       plan_(plan_of(recipe_)),
-      resolved_(resolve_plan(plan_, model_.table(), source_.dtypes())),
+      resolved_(resolve_plan(plan_, source_.table(), source_.dtypes())),
+      model_(planned_model(source_, device_, plan_, &resolved_, recipe_.pass_clipped)),
       data_(load_training_data(recipe_, model_.config())),
       order_(data_.train.count(), recipe_.seed),
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
-      trained_(trained_masters(model_)),
-      optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay}) {
+      trained_(trained_tensors(model_)),
+      optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
+                 relative_lr(model_, recipe_)) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
-  if (plan_.keep) {
-    for (auto& [name, entry] : resolved_) entry.grid = DType::F32;  // plain training: nothing is rounded
-  }
-  model_.apply_plan(resolved_);
   info_.data_hash = data_.hash;
   if (recipe_.kl > 0.0) {
     const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
@@ -214,6 +243,9 @@ void Run::resume() {
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
       load_run(newest, model_, optimizer_);
       info_.step = saved.step;
+      calibrated_ = info_.step > stage_step(recipe_.activations_after);
+      frozen_ = plan_.mobile && info_.step > stage_step(recipe_.freeze_after);
+      if (frozen_) model_.mark_frozen();
       std::fprintf(stderr, "resumed %s\n", newest.c_str());
     }
   } else if (!newest.empty()) {
@@ -231,6 +263,35 @@ HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, cons
   const ModelConfig& config = model.config();
   const torch::Tensor hidden = forward_hidden(config, weights, positions_, ids, options);
   return {hidden.reshape({-1, config.hidden}), weights.head(), config.softcap};
+}
+
+// A stage begins before its first step; a checkpoint of the step before does not hold it yet, so a resumed run begins
+// it again, from the same numbers.
+void Run::begin_stages(int64_t step) {
+  if (!plan_.mobile) return;
+  if (step > stage_step(recipe_.activations_after) && !calibrated_) calibrate();
+  if (step > stage_step(recipe_.freeze_after) && step <= recipe_.steps && !frozen_) {
+    model_.freeze_codes();
+    frozen_ = true;
+  }
+}
+
+void Run::calibrate() {
+  calibrated_ = true;
+  if (model_.static_grids().all().empty()) return;
+  const torch::NoGradGuard no_grad;
+  const ForwardWeights weights = model_.forward_weights();
+  ForwardOptions options;
+  options.probe = model_.static_grids().probe();
+  const int64_t count = std::min(recipe_.calibration_sequences, data_.train.count());
+  for (int64_t begin = 0; begin < count; begin += recipe_.batch) {
+    std::vector<int64_t> rows;
+    for (int64_t i = begin; i < std::min(count, begin + recipe_.batch); ++i) rows.push_back(order_.at(i));
+    run_model(model_, weights, make_batch(data_.train, rows, device_).ids, options);
+  }
+  model_.static_grids().calibrate(recipe_.observer == "max"          ? Calibration::maximum
+                                  : recipe_.observer == "percentile" ? Calibration::percentile
+                                                                     : Calibration::least_squares);
 }
 
 StepReport Run::train_step(int64_t step) {
@@ -326,11 +387,15 @@ TrainResult Run::execute() {
   const int64_t first = info_.step;
   double training_seconds = 0.0;  // evaluations and checkpoints not counted
   ProgressBar bar("train", recipe_.steps);
-  if (info_.step == 0) log_evaluation(bar);
+  if (info_.step == 0) {
+    begin_stages(1);
+    log_evaluation(bar);
+  }
   double window_seconds = 0.0;
   int64_t window_steps = 0;
   while (info_.step < recipe_.steps) {
     const Clock::time_point start = Clock::now();
+    begin_stages(info_.step + 1);
     const StepReport report = train_step(info_.step + 1);
     ++info_.step;
     const double seconds = seconds_since(start);
@@ -354,6 +419,7 @@ TrainResult Run::execute() {
       window_seconds = 0.0;
       window_steps = 0;
     }
+    if (info_.step == recipe_.steps) begin_stages(info_.step + 1);  // what never began is calibrated for the file
     if (due(recipe_.eval_every) || info_.step == recipe_.steps) log_evaluation(bar);
     if (g_stop_signal != 0) return {info_.step, g_stop_signal, save()};
     if (due(recipe_.checkpoint_every) || (recipe_.checkpoint_every > 0 && info_.step == recipe_.steps)) save();
@@ -368,6 +434,7 @@ void Run::finish() {
   if (!request_.dump_weights.empty()) write_forward_weights(model_, request_.dump_weights);
   const std::string directory = recipe_.out + (plan_.keep ? "/hf" : "/quantized");
   if (plan_.keep) write_hf(model_, source_, directory);
+  else if (plan_.mobile) write_mobile(model_, source_.directory(), directory);
   else write_quantized(model_, plan_, resolved_, source_.directory(), directory);
   std::printf("%s: %s\n", plan_.keep ? "model" : "quantized checkpoint", directory.c_str());
   std::printf("metrics: %s/metrics.jsonl, %s/tensorboard\n", recipe_.out.c_str(), recipe_.out.c_str());

@@ -33,7 +33,7 @@ const std::vector<Room>& rooms() {
       {"export", {"format", "inference"}, {"Eigen/", "nlohmann/"}, {"Eigen/", "nlohmann/"}},
       {"qat", {"format"}, {"toml++/"}, {"toml++/"}},
       {"qat/train",
-       {"format", "fakequant", "qat"},
+       {"format", "fakequant", "export", "qat"},
        {"torch/", "ATen/", "c10/", "CLI/", "nlohmann/", "xxhash.h"},
        {"nlohmann/", "xxhash.h"}},
       {"qat/cli",
