@@ -41,7 +41,6 @@ TEST(StaticQuantize, OffIsTheTensorItself) {
   EXPECT_FALSE(static_log_scale(0.0f).defined());
   const torch::Tensor x = torch::randn({3, 4});
   EXPECT_TRUE(static_quantize(x, static_log_scale(0.0f), 8).is_same(x));
-  for (const float bad : {-1.0f, NAN, std::numeric_limits<float>::infinity()}) EXPECT_ANY_THROW(static_log_scale(bad));
 }
 
 TEST(StaticQuantize, GradientsAreThoseOfTheFormulas) {
@@ -69,7 +68,9 @@ TEST(StaticQuantize, GradientsAreThoseOfTheFormulas) {
       }
       const double factor = static_cast<double>(scale) / std::sqrt(kFeatures * static_cast<double>(highest_code(bits)));
       EXPECT_NEAR(log_scale.grad().item<double>(), factor * sum, factor * magnitude * 67 * 0.5 * FLT_EPSILON);
-      if (tokens > 1) EXPECT_GT(clipped, 0.0);
+      if (tokens > 1) {
+        EXPECT_GT(clipped, 0.0);
+      }
     }
   }
 }
