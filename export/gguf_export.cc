@@ -5,7 +5,9 @@
 #include <cstring>
 #include <map>
 
+#include "format/channel_grid.h"
 #include "format/error.h"
+#include "format/mobile.h"
 #include "format/number.h"
 
 namespace qat {
@@ -159,26 +161,132 @@ class GgufExport {
   uint64_t done_ = 0, total_ = 0;
 };
 
+// Codes of the mobile schema in blocks that repeat their row's scale.
+class MobileSource : public TensorSource {
+ public:
+  explicit MobileSource(const MobileCheckpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  DType type(const TensorInfo& info) const override {
+    const MobileTensor& tensor = checkpoint_.tensor(info);
+    const int bits = code_bits(tensor.dtype);
+    if (bits == 0) {
+      if (tensor.dtype == DType::F64)
+        fail(checkpoint_.directory(), ": tensor ", info.name, ": expected F32, F16 or BF16, found F64");
+      return tensor.dtype;
+    }
+    const int64_t group = info.shape[1] / tensor.scales_per_row;
+    if (bits == 2 && group % dtype_info(DType::Q2_0).block_size == 0) return DType::Q2_0;
+    if (group % kBlockSize != 0) return DType::F16;
+    return bits == 8 ? DType::Q8_0 : DType::Q4_0;
+  }
+
+  void read_matrix_rows(const TensorInfo& info, int64_t row, int64_t count, uint8_t* out) const override {
+    const MobileTensor& tensor = checkpoint_.tensor(info);
+    const int bits = code_bits(tensor.dtype);
+    const size_t stride = row_bytes(tensor.dtype, info.shape[1]);
+    const uint8_t* stored = tensor.data.data() + static_cast<size_t>(row) * stride;
+    if (bits == 0) {
+      std::copy_n(stored, static_cast<size_t>(count) * stride, out);
+      return;
+    }
+    CodedRows coded;
+    coded.grid = type(info);
+    coded.rows = 1;
+    coded.cols = info.shape[1];
+    coded.codes.resize(static_cast<size_t>(coded.cols));
+    for (int64_t r = row; r < row + count; ++r, stored += stride) {
+      unpack_codes(bits, stored, 1, coded.cols, coded.codes.data());
+      if (coded.grid == DType::F16) encode_f16(info, r, coded, out);
+      else encode_blocks(info, r, &coded, out);
+      out += row_bytes(coded.grid, coded.cols);
+    }
+  }
+
+  std::vector<float> read_vector(const TensorInfo& info) const override { return checkpoint_.read(info); }
+
+ private:
+  // Of the scale that element `column` of a row has.
+  float scale(const TensorInfo& info, int64_t row, int64_t column) const {
+    const MobileTensor& tensor = checkpoint_.tensor(info);
+    return scale_at(tensor.scales, row * tensor.scales_per_row + column / (info.shape[1] / tensor.scales_per_row));
+  }
+
+  void encode_blocks(const TensorInfo& info, int64_t row, CodedRows* coded, uint8_t* out) const {
+    const int64_t block = dtype_info(coded->grid).block_size;
+    coded->scales.clear();
+    for (int64_t column = 0; column < coded->cols; column += block) {
+      const float exact = scale(info, row, column);
+      coded->scales.push_back(f32_to_f16(exact));
+      if (f16_to_f32(coded->scales.back()) != exact)
+        fail(checkpoint_.directory(), ": tensor ", info.name, ": row ", row, ": expected a scale that ",
+             dtype_name(coded->grid), " holds exactly (float16), found ", exact);
+      if (coded->grid != DType::Q2_0) continue;
+      const BlockQ2_0 packed = pack_q2_0(coded->codes.data() + column, exact);
+      std::memcpy(out + static_cast<size_t>(column / block) * sizeof packed, &packed, sizeof packed);
+    }
+    if (coded->grid != DType::Q2_0) pack_rows(*coded, out);
+  }
+
+  void encode_f16(const TensorInfo& info, int64_t row, const CodedRows& coded, uint8_t* out) const {
+    for (int64_t column = 0; column < coded.cols; ++column) {
+      const float exact = static_cast<float>(coded.codes[static_cast<size_t>(column)]) * scale(info, row, column);
+      const uint16_t half = f32_to_f16(exact);
+      if (f16_to_f32(half) != exact)
+        fail(checkpoint_.directory(), ": tensor ", info.name, ": row ", row, ", column ", column,
+             ": expected a weight that F16 holds exactly (no block type divides ", coded.cols, " columns), found ",
+             exact);
+      std::memcpy(out + 2 * column, &half, sizeof half);
+    }
+  }
+
+  const MobileCheckpoint& checkpoint_;
+};
+
 // What the file is "mostly": the type of most linear layers. (Not of most weights: in a Gemma 4 E2B the per-layer
 // embedding outweighs them all, and llama-quantize still calls the file by its target.)
-DType prevailing_type(const QuantizedCheckpoint& checkpoint) {
+DType prevailing_type(const TensorSource& source, const std::vector<TensorInfo>& table) {
   std::map<DType, int> counts;
-  for (const TensorInfo& info : checkpoint.table())
-    if (info.kind == TensorKind::linear && info.quantizable) ++counts[checkpoint.grid(info)];
+  for (const TensorInfo& info : table)
+    if (info.kind == TensorKind::linear && info.quantizable) ++counts[source.type(info)];
   QAT_CHECK(!counts.empty());
   const auto most =
       std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most->first;
 }
 
+bool same_weights(const MobileTensor& a, const MobileTensor& b) {
+  const auto same = [](Span<const uint8_t> x, Span<const uint8_t> y) {
+    return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
+  };
+  return a.dtype == b.dtype && a.scales_per_row == b.scales_per_row && same(a.data, b.data) && same(a.scales, b.scales);
+}
+
+// With the head tied to the embedding where it is a copy of it.
+ModelConfig config_for_gguf(const MobileCheckpoint& checkpoint) {
+  ModelConfig config = checkpoint.config();
+  if (config.tied) return config;
+  config.tied = same_weights(checkpoint.tensor(*find_tensor_info(checkpoint.table(), Role::token_embedding)),
+                             checkpoint.tensor(*find_tensor_info(checkpoint.table(), Role::output)));
+  return config;
+}
+
 }  // namespace
 
 void export_gguf(const std::string& quantized_checkpoint, const std::string& out, const ExportProgress& progress) {
   const QuantizedCheckpoint checkpoint(quantized_checkpoint);
-  const GgufMetadata metadata =
-      gguf_metadata(checkpoint.config(), quantized_checkpoint, gguf_file_type(prevailing_type(checkpoint)));
   const QuantizedSource source(checkpoint);
+  const GgufMetadata metadata = gguf_metadata(checkpoint.config(), quantized_checkpoint,
+                                              gguf_file_type(prevailing_type(source, checkpoint.table())));
   GgufExport(checkpoint.config(), checkpoint.table(), source, progress).write(out, metadata);
+}
+
+void export_gguf_mobile(const std::string& mobile_directory, const std::string& out, const ExportProgress& progress) {
+  const MobileCheckpoint checkpoint(mobile_directory);
+  const MobileSource source(checkpoint);
+  const ModelConfig config = config_for_gguf(checkpoint);
+  const std::vector<TensorInfo> table = tensor_table(config);
+  const GgufMetadata metadata = gguf_metadata(config, mobile_directory, gguf_file_type(prevailing_type(source, table)));
+  GgufExport(config, table, source, progress).write(out, metadata);
 }
 
 void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out,

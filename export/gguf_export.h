@@ -26,6 +26,13 @@ using ExportProgress = std::function<void(uint64_t bytes_done, uint64_t bytes)>;
 // rope_freqs.weight is generated; 1-D tensors are widened to F32, as llama.cpp needs them.
 void export_gguf(const std::string& quantized_checkpoint, const std::string& out, const ExportProgress& progress = {});
 
+// From a directory in the mobile schema: int2 rows as Q2_0, int4 as Q4_0, int8 as Q8_0; where such blocks do not divide
+// what shares a scale, in the next type that holds the same values (Q2_0, Q4_0, F16). Never rounds: throws Error for a
+// scale or weight that the type cannot hold exactly, naming tensor and row. The head is left out when it is a copy of
+// the embedding. GGUF has no place for activation and KV scales.
+void export_gguf_mobile(const std::string& mobile_directory, const std::string& out,
+                        const ExportProgress& progress = {});
+
 // From an HF directory, unquantized: matrices in `float_type` (F32, F16, BF16), 1-D tensors F32. Equal to
 // convert_hf_to_gguf.py --outtype. Throws Error for a weight that F16 cannot hold.
 void export_gguf_float(const std::string& hf_directory, DType float_type, const std::string& out,

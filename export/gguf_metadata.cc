@@ -220,6 +220,7 @@ uint32_t gguf_file_type(DType type) {
     case DType::Q4_0: return 2;
     case DType::Q8_0: return 7;
     case DType::Q6_K: return 18;
+    case DType::Q2_0: return 41;
     default: break;
   }
   QAT_CHECK(type == DType::BF16);

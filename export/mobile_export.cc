@@ -100,6 +100,21 @@ void add_cache_scales(const TensorInfo& info, const CacheScales& scales, std::ve
   if (scales.v > 0.0f) out->push_back({{attention + ".v_cache_scale", DType::F32, {}}, {scales.v}});
 }
 
+// Widths of the KV cache, where they are not the 8 bits that a file without them means; "format" is what transformers
+// looks for.
+std::map<std::string, std::string> metadata_of(const std::vector<CacheScales>& cache_scales) {
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  std::string bits;
+  bool any = false;
+  for (const CacheScales& scales : cache_scales) {
+    const bool quantized = scales.k > 0.0f || scales.v > 0.0f;
+    bits += (bits.empty() ? "" : ",") + std::to_string(quantized ? scales.bits : 0);
+    any |= quantized && scales.bits != 8;
+  }
+  if (any) metadata[kCacheBits] = bits;
+  return metadata;
+}
+
 TensorSpec stored(const TensorInfo& info, DType dtype) {
   const int bits = code_bits(dtype);
   if (bits == 0) return {info.name, dtype, info.shape};
@@ -107,6 +122,15 @@ TensorSpec stored(const TensorInfo& info, DType dtype) {
   return {module_of(info) + (info.kind == TensorKind::embedding ? ".embedding_quantized" : ".weight"),
           bits == 8 ? DType::I8 : DType::U8,
           {info.shape[0], stride}};
+}
+
+// Where a checkpoint has a tensor of mobile_table(): the head of a tied one is its embedding.
+const TensorInfo& stored_as(const MobileCheckpoint& checkpoint, const TensorInfo& info) {
+  const bool tied_head = info.role == Role::output && checkpoint.config().tied;
+  const TensorInfo* found =
+      find_tensor_info(checkpoint.table(), tied_head ? Role::token_embedding : info.role, info.layer);
+  QAT_CHECK(found != nullptr);
+  return *found;
 }
 
 // Only what this program would have written may be replaced.
@@ -231,7 +255,7 @@ MobileWriter::MobileWriter(const std::string& directory, const std::string& sour
   std::vector<TensorSpec> stored_specs;
   for (const NamedScales& named : scales) stored_specs.push_back(named.spec);
   for (const size_t i : s.order) stored_specs.push_back(stored(table[i], s.types[i]));
-  s.file = std::make_unique<SafetensorsWriter>(out + "/model.safetensors", stored_specs);
+  s.file = std::make_unique<SafetensorsWriter>(out + "/model.safetensors", stored_specs, metadata_of(cache_scales));
   for (const NamedScales& named : scales) s.file->append(named.values.data(), named.values.size() * sizeof(float));
 }
 
@@ -255,6 +279,58 @@ void MobileWriter::commit() {
   QAT_CHECK(state_->current == state_->order.size());
   state_->file->commit();
   state_->directory.commit();
+}
+
+std::vector<MobileSpec> mobile_specs(const MobileCheckpoint& checkpoint) {
+  std::vector<MobileSpec> specs;
+  for (const TensorInfo& info : mobile_table(checkpoint.config())) {
+    const MobileTensor& tensor = checkpoint.tensor(stored_as(checkpoint, info));
+    MobileSpec spec;
+    spec.dtype = tensor.dtype;
+    if (tensor.dtype == DType::F64)
+      fail(checkpoint.directory(), ": tensor ", info.name, ": expected F32, F16 or BF16, found F64");
+    spec.scales_per_row = std::max<int64_t>(1, tensor.scales_per_row);
+    spec.scales.resize(tensor.scales.size() / sizeof(float));
+    for (size_t i = 0; i < spec.scales.size(); ++i) spec.scales[i] = scale_at(tensor.scales, static_cast<int64_t>(i));
+    spec.input_scale = tensor.input_scale;
+    spec.output_scale = tensor.output_scale;
+    specs.push_back(std::move(spec));
+  }
+  return specs;
+}
+
+std::vector<CacheScales> cache_scales_of(const MobileCheckpoint& checkpoint) {
+  std::vector<CacheScales> scales;
+  for (size_t layer = 0; layer < checkpoint.config().layers.size(); ++layer)
+    scales.push_back(checkpoint.cache_scales(static_cast<int>(layer)));
+  return scales;
+}
+
+void copy_mobile(const MobileCheckpoint& checkpoint, const std::vector<MobileSpec>& specs,
+                 const std::vector<CacheScales>& cache_scales, const std::string& out, const MobileProgress& progress) {
+  constexpr size_t kSlabBytes = size_t{4} << 20;  // between two reports
+  const std::vector<TensorInfo> table = mobile_table(checkpoint.config());
+  MobileWriter writer(out, checkpoint.directory(), table, specs, cache_scales, describe_widths(table, specs));
+  uint64_t total = 0, done = 0;
+  for (const TensorInfo& info : table) total += checkpoint.tensor(stored_as(checkpoint, info)).data.size();
+  for (const size_t i : writer.order()) {
+    const Span<const uint8_t> data = checkpoint.tensor(stored_as(checkpoint, table[i])).data;
+    const int64_t rows = rows_of(table[i]);
+    const size_t stride = data.size() / static_cast<size_t>(rows);
+    const int64_t slab = std::max<int64_t>(1, static_cast<int64_t>(kSlabBytes / stride));
+    for (int64_t row = 0; row < rows; row += slab) {
+      const int64_t count = std::min(slab, rows - row);
+      writer.append_rows(i, data.data() + static_cast<size_t>(row) * stride, count);
+      done += static_cast<uint64_t>(count) * stride;
+      if (progress) progress(done, total);
+    }
+  }
+  writer.commit();
+}
+
+void export_mobile(const std::string& mobile_directory, const std::string& out, const MobileProgress& progress) {
+  const MobileCheckpoint checkpoint(mobile_directory);
+  copy_mobile(checkpoint, mobile_specs(checkpoint), cache_scales_of(checkpoint), out, progress);
 }
 
 }  // namespace qat

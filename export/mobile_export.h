@@ -2,6 +2,8 @@
 // a Hugging Face directory that transformers loads.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,6 +48,22 @@ class MobileWriter {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+using MobileProgress = std::function<void(uint64_t bytes_done, uint64_t bytes)>;
+
+// How the tensors of a checkpoint are stored, for mobile_table(checkpoint.config()). Throws Error for a float type that
+// the writer does not know (F64).
+std::vector<MobileSpec> mobile_specs(const MobileCheckpoint& checkpoint);
+std::vector<CacheScales> cache_scales_of(const MobileCheckpoint& checkpoint);  // per layer
+
+// Writes a checkpoint's codes and weight scales again, with the activation scales of `specs` and these cache scales.
+// Every tensor gets its canonical name, whatever prefix it had.
+void copy_mobile(const MobileCheckpoint& checkpoint, const std::vector<MobileSpec>& specs,
+                 const std::vector<CacheScales>& cache_scales, const std::string& out,
+                 const MobileProgress& progress = {});
+
+// The same with nothing changed: an export from one directory in the schema to another.
+void export_mobile(const std::string& mobile_directory, const std::string& out, const MobileProgress& progress = {});
 
 // config.json of a model in the schema, from that of the float model (or of one in the schema).
 std::string mobile_config(const std::string& source_json, const MobileQuantization& quantization,

@@ -6,8 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "export/mobile_export.h"
+#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/grid.h"
 #include "format/number.h"
 #include "format/safetensors.h"
 #include "format/tensor_table.h"
@@ -26,6 +29,7 @@ using Json = nlohmann::json;
 struct InitOptions {
   std::string config, shape, out;
   std::string dtype = "bf16";
+  std::string plan = "none";  // or mobile
   std::string tokenizer = "bytes", tokenizer_from;
   int64_t vocab = 0;  // 0: the configuration's
   uint64_t seed = 1;
@@ -190,24 +194,130 @@ int64_t write_weights(const InitOptions& options, const ModelConfig& config, flo
   return total;
 }
 
+// --- In the mobile schema ---
+
+// Scales as if activations and K and V had unit variance: grids that reach 4. (With random weights nothing better is
+// known; what matters is that they are on.)
+constexpr float kActivationScale = 4.0f / 128;
+
+// A tensor of random weights, quantized as it is drawn. One scale serves all rows, which are alike.
+struct RandomCodes {
+  const InitOptions& options;
+  const TensorInfo& info;
+  uint64_t tensor;  // of RowRange: the head has the embedding's
+  DType type;
+  float deviation, scale;
+
+  void rows(int64_t begin, int64_t end, std::vector<float>* values, std::vector<uint8_t>* stored) const {
+    const int64_t cols = info.shape.back();
+    const size_t stride = row_bytes(type, cols);
+    values->resize(static_cast<size_t>((end - begin) * cols));
+    stored->resize(static_cast<size_t>(end - begin) * stride);
+    fill_rows(options, deviation, {tensor, begin, end, cols}, values->data());
+    const int bits = code_bits(type);
+    if (bits == 0) return encode_rows(type, values->data(), end - begin, cols, stored->data());
+    std::vector<int8_t> codes(values->size());
+    encode_channel(bits, values->data(), static_cast<int64_t>(values->size()), scale, codes.data());
+    pack_codes(bits, codes.data(), end - begin, cols, stored->data());
+  }
+};
+
+// The best scale of normal numbers, from a few thousand of them.
+float normal_scale(const InitOptions& options, int bits, float deviation) {
+  std::vector<float> sample(8192);
+  normal_row({options.seed, 0, 0}, deviation, static_cast<int64_t>(sample.size()), sample.data());
+  return search_scale(bits, sample.data(), nullptr, static_cast<int64_t>(sample.size()));
+}
+
+std::vector<MobileSpec> random_specs(const InitOptions& options, const ModelConfig& config,
+                                     const std::vector<TensorInfo>& table, float deviation) {
+  std::map<std::string, DType> float_types;
+  for (const TensorInfo& info : table) float_types[info.name] = options.dtype == "bf16" ? DType::BF16 : DType::F32;
+  const std::map<std::string, PlanEntry> resolved = resolve_plan(plan_from_name(options.plan), table, float_types);
+  std::vector<MobileSpec> specs;
+  for (const TensorInfo& info : table) {
+    MobileSpec& spec = specs.emplace_back();
+    spec.dtype = resolved.at(info.name).grid;
+    const int bits = code_bits(spec.dtype);
+    if (bits == 0) continue;
+    spec.scales_per_row = mobile_scales_per_row(config, info);
+    spec.scales.assign(static_cast<size_t>(info.shape[0] * spec.scales_per_row),
+                       normal_scale(options, bits, deviation));
+    if (info.kind == TensorKind::linear && info.role != Role::output)
+      spec.input_scale = spec.output_scale = kActivationScale;
+  }
+  return specs;
+}
+
+std::vector<CacheScales> random_cache_scales(const ModelConfig& config) {
+  const Plan plan = plan_from_name("mobile");
+  std::vector<CacheScales> scales;
+  for (const LayerConfig& layer : config.layers) {
+    const int bits = layer.sliding ? plan.kv_sliding_bits : plan.kv_global_bits;
+    const float scale = storable_scale(4.0f / static_cast<float>(highest_code(bits)));
+    scales.push_back({scale, scale, bits});
+  }
+  return scales;
+}
+
+// `source` has the configuration and the tokenizer. Returns the number of weights.
+int64_t write_mobile(const InitOptions& options, const ModelConfig& config, float deviation,
+                     const std::string& source) {
+  constexpr int64_t kPiece = 1 << 22;  // weights in memory at once, roughly
+  const std::vector<TensorInfo> table = mobile_table(config);
+  const std::vector<MobileSpec> specs = random_specs(options, config, table, deviation);
+  MobileWriter writer(options.out, source, table, specs, random_cache_scales(config), describe_widths(table, specs));
+  int64_t total = 0, done = 0;
+  for (const TensorInfo& info : table) total += info.shape.size() < 2 ? info.shape[0] : info.shape[0] * info.shape[1];
+  ProgressBar bar("init", total);
+  std::vector<float> values;
+  std::vector<uint8_t> stored;
+  for (const size_t t : writer.order()) {
+    const TensorInfo& info = table[t];
+    const int64_t cols = info.shape.back(), rows = info.shape.size() < 2 ? 1 : info.shape[0];
+    const int64_t step = std::max<int64_t>(1, kPiece / cols);
+    const uint64_t random = info.role == Role::output && config.tied ? 0 : t;
+    const RandomCodes source_rows = {options,        info,      random,
+                                     specs[t].dtype, deviation, specs[t].scales.empty() ? 0.0f : specs[t].scales[0]};
+    for (int64_t row = 0; row < rows; row += step) {
+      const int64_t end = std::min(rows, row + step);
+      if (info.shape.size() < 2) {
+        values.assign(static_cast<size_t>(cols), initial_constant(config, info));
+        stored.resize(row_bytes(specs[t].dtype, cols));
+        encode_rows(specs[t].dtype, values.data(), 1, cols, stored.data());
+      } else {
+        source_rows.rows(row, end, &values, &stored);
+      }
+      writer.append_rows(t, stored.data(), end - row);
+      bar.update(done += (end - row) * cols);
+      throw_if_interrupted();
+    }
+  }
+  writer.commit();
+  bar.finish();
+  return total;
+}
+
 void run_init(const InitOptions& options) {
   const std::string origin = options.shape.empty() ? options.config : "--shape " + options.shape;
   const Json json = read_config(options);
   const ModelConfig config = model_config_from_json(json.dump(), origin);
-  const double deviation = json.contains("initializer_range") && json["initializer_range"].is_number()
-                               ? json["initializer_range"].get<double>()
-                               : 0.02;
+  const float deviation = json.contains("initializer_range") && json["initializer_range"].is_number()
+                              ? json["initializer_range"].get<float>()
+                              : 0.02f;
+  const bool mobile = options.plan == "mobile";
   check_output_directory(options.out, "");
   check_tokenizer(options, config.vocab);
   const InterruptGuard guard;
-  AtomicDirectory directory(options.out);
+  AtomicDirectory directory(options.out + (mobile ? ".float" : ""));  // of a mobile model: what its writer copies
   write_tokenizer_files(options, directory.path());
   write_configs(json, *tokenizer_from_hf(directory.path(), config.vocab), directory.path());
-  const int64_t weights =
-      write_weights(options, config, static_cast<float>(deviation), directory.path() + "/model.safetensors");
-  directory.commit();
+  const int64_t weights = mobile ? write_mobile(options, config, deviation, directory.path())
+                                 : write_weights(options, config, deviation, directory.path() + "/model.safetensors");
+  if (!mobile) directory.commit();
   std::printf("%s: %s, %lld random weights (%s), vocabulary %lld\n", options.out.c_str(), arch_name(config.arch),
-              static_cast<long long>(weights), options.dtype.c_str(), static_cast<long long>(config.vocab));
+              static_cast<long long>(weights), mobile ? "plan mobile" : options.dtype.c_str(),
+              static_cast<long long>(config.vocab));
 }
 
 }  // namespace
@@ -228,6 +338,12 @@ void add_init_command(CLI::App& app) {
   command->add_option("--dtype", options->dtype, "bf16 or f32")
       ->check(one_of({"bf16", "f32"}))
       ->type_name("TYPE")
+      ->capture_default_str();
+  command
+      ->add_option("--plan", options->plan,
+                   "none, or mobile: quantized as it is drawn, with made-up static scales (to measure size and speed)")
+      ->check(one_of({"none", "mobile"}))
+      ->type_name("NAME")
       ->capture_default_str();
   command
       ->add_option("--vocab", options->vocab,

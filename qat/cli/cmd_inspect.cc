@@ -26,28 +26,31 @@ const char* kind_text(const std::string& kind) {
   return kind == "quantized_checkpoint" ? "quantized checkpoint" : "safetensors";
 }
 
-// "64", or "64 (layers 0-2), 128 (layers 3-5)": a number per layer, as runs.
+std::string text_of(const std::string& text) { return text; }
+std::string text_of(int64_t number) { return std::to_string(number); }
+
+// "64", or "64 (layers 0-2), 128 (layers 3-5)": a number or word per layer, as runs.
 template <class F>
 std::string per_layer(const ModelConfig& config, F&& value) {
   struct Run {
-    int64_t value;
+    std::string value;
     std::vector<std::string> ranges;
   };
   std::vector<Run> runs;
   const size_t n = config.layers.size();
   for (size_t begin = 0, end; begin < n; begin = end) {
     end = begin + 1;
-    const int64_t v = value(config.layers[begin]);
-    while (end < n && value(config.layers[end]) == v) ++end;
+    const std::string v = text_of(value(config.layers[begin]));
+    while (end < n && text_of(value(config.layers[end])) == v) ++end;
     const std::string range = std::to_string(begin) + (end - begin > 1 ? "-" + std::to_string(end - 1) : "");
     auto run = std::find_if(runs.begin(), runs.end(), [&](const Run& r) { return r.value == v; });
     if (run == runs.end()) run = runs.insert(runs.end(), Run{v, {}});
     run->ranges.push_back(range);
   }
-  if (runs.size() == 1) return std::to_string(runs[0].value);
+  if (runs.size() == 1) return runs[0].value;
   std::string text;
   for (const Run& run : runs) {
-    text += (text.empty() ? "" : ", ") + std::to_string(run.value) + " (layers ";
+    text += (text.empty() ? "" : ", ") + run.value + " (layers ";
     for (size_t i = 0; i < run.ranges.size(); ++i) text += (i == 0 ? "" : " ") + run.ranges[i];
     text += ")";
   }
@@ -76,6 +79,31 @@ std::vector<std::pair<std::string, std::string>> config_rows(const ModelConfig& 
   return rows;
 }
 
+// Of a static grid: bits, and what a step is worth.
+std::string width_text(int bits) { return bits == 0 ? "float" : std::to_string(bits); }
+std::string scale_text(float scale) {
+  if (scale == 0.0f) return "-";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6g", static_cast<double>(scale));
+  return text;
+}
+
+// Widths of the KV cache; layers without K and V of their own read their source's.
+std::string cache_widths(const ModelSummary& summary) {
+  return per_layer(*summary.config, [&](const LayerConfig& layer) {
+    for (const CacheSummary& cache : summary.caches)
+      if (cache.layer == layer.kv_source) return width_text(cache.bits);
+    return std::string("none");
+  });
+}
+
+// How many of the linears round what goes in or out.
+std::string activation_text(const ModelSummary& summary) {
+  size_t rounded = 0;
+  for (const TensorSummary& t : summary.tensors) rounded += t.input_scale > 0.0f || t.output_scale > 0.0f ? 1 : 0;
+  return rounded == 0 ? "float" : "8 bits, static, around " + std::to_string(rounded) + " linears";
+}
+
 void print_row(const std::string& label, const std::string& text) {
   std::printf("%-16s %s\n", label.c_str(), text.c_str());
 }
@@ -96,11 +124,22 @@ void print_tensors(const ModelSummary& summary) {
     shape_width = std::max(shape_width, shape_text(t.shape).size());
   }
   const int names = static_cast<int>(name_width), shapes = static_cast<int>(shape_width);
-  std::printf("\n%-*s  %-*s  %-6s %14s %12s\n", names, "tensor", shapes, "shape", "type", "bytes", "bits/weight");
+  const bool mobile = summary.kind == "mobile";
+  std::printf("\n%-*s  %-*s  %-6s %14s %12s%s\n", names, "tensor", shapes, "shape", "type", "bytes", "bits/weight",
+              mobile ? "  input scale  output scale" : "");
   for (const TensorSummary& t : summary.tensors) {
-    std::printf("%-*s  %-*s  %-6s %14llu %12.3f\n", names, printable(t.name).c_str(), shapes,
-                shape_text(t.shape).c_str(), dtype_name(t.dtype), static_cast<unsigned long long>(t.bytes),
-                bits(t.bytes, t.weights));
+    std::printf("%-*s  %-*s  %-6s %14llu %12.3f", names, printable(t.name).c_str(), shapes, shape_text(t.shape).c_str(),
+                dtype_name(t.dtype), static_cast<unsigned long long>(t.bytes), bits(t.bytes, t.weights));
+    if (mobile) std::printf(" %12s %13s", scale_text(t.input_scale).c_str(), scale_text(t.output_scale).c_str());
+    std::printf("\n");
+  }
+}
+
+void print_caches(const ModelSummary& summary) {
+  std::printf("\n%-6s %8s %12s %12s\n", "layer", "K/V bits", "K scale", "V scale");
+  for (const CacheSummary& cache : summary.caches) {
+    std::printf("%-6d %8s %12s %12s\n", cache.layer, width_text(cache.bits).c_str(), scale_text(cache.k_scale).c_str(),
+                scale_text(cache.v_scale).c_str());
   }
 }
 
@@ -110,6 +149,10 @@ void print_summary(const ModelSummary& summary, const InspectOptions& options) {
   print_row("kind", kind_text(summary.kind));
   if (summary.config) {
     for (const auto& [label, text] : config_rows(*summary.config)) print_row(label, text);
+  }
+  if (summary.kind == "mobile") {
+    print_row("activations", activation_text(summary));
+    print_row("K/V cache bits", cache_widths(summary));
   }
   char size[96];
   std::snprintf(size, sizeof size, "%llu weights in %llu tensors", static_cast<unsigned long long>(totals.weights),
@@ -123,6 +166,7 @@ void print_summary(const ModelSummary& summary, const InspectOptions& options) {
     std::printf("%s = %s\n", printable(key).c_str(), printable(value).c_str());
   print_types(summary);
   if (options.tensors) print_tensors(summary);
+  if (options.tensors && !summary.caches.empty()) print_caches(summary);
 }
 
 using Json = nlohmann::ordered_json;
@@ -169,8 +213,14 @@ Json summary_json(const ModelSummary& summary, const InspectOptions& options) {
                                      {"weights", t.weights},
                                      {"bytes", t.bytes},
                                      {"bits_per_weight", bits(t.bytes, t.weights)}});
+      if (summary.kind != "mobile") continue;
+      json["tensor_list"].back()["input_scale"] = t.input_scale;
+      json["tensor_list"].back()["output_scale"] = t.output_scale;
     }
   }
+  for (const CacheSummary& cache : summary.caches)
+    json["kv_cache"].push_back(
+        {{"layer", cache.layer}, {"bits", cache.bits}, {"k_scale", cache.k_scale}, {"v_scale", cache.v_scale}});
   return json;
 }
 
@@ -189,12 +239,13 @@ void add_inspect_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("inspect", "What is in a file or directory");
   command
       ->add_option("MODEL", options->path,
-                   "GGUF file, Hugging Face directory, quantized checkpoint, or any safetensors file")
+                   "GGUF file, Hugging Face directory (float or mobile), quantized checkpoint, or any safetensors file")
       ->required();
   command->add_flag("--tensors,!--no-tensors", options->tensors,
                     "The table of tensors (it is there unless --no-tensors)");
   command->add_flag("--metadata", options->metadata, "Also the metadata of a GGUF or safetensors file");
-  command->add_flag("--json", options->json, "Print JSON: path, kind, config, totals, types, tensor_list");
+  command->add_flag("--json", options->json,
+                    "Print JSON: path, kind, config, totals, types, tensor_list; of a mobile directory kv_cache");
   command->footer("Example:\n  qat inspect gemma-q4_0.gguf --metadata --no-tensors");
   command->callback([options] { run_inspect(*options); });
 }

@@ -2,8 +2,9 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
-#include "export/ptq.h"
+#include "export/mobile_ptq.h"
 #include "format/error.h"
+#include "qat/cli/calibration.h"
 #include "qat/cli/commands.h"
 #include "qat/cli/options.h"
 #include "qat/cli/summary.h"
@@ -18,113 +19,154 @@ struct QuantizeOptions {
   std::vector<std::string> rules;             // --rule: a way to choose scales, or PATTERN=TYPE
   std::vector<std::string> importance_texts;  // text whose activations weigh the squared error
   int64_t importance_chunks = -1;             // of 512 tokens; -1: all of the text
+  std::vector<std::string> calibration_texts;
+  int64_t calibration_tokens = 16384;
+  std::string observer = "mse";
   EngineOptions engine;
 };
 
-constexpr int64_t kImportanceContext = 512;  // tokens per forward pass
+// How scales of weights are chosen, by name. "llama.cpp" and "reference" name the same rule, as do "search" and "mse";
+// in the mobile schema, which llama.cpp has no rule for, the plain one is "max".
+struct ScaleRule {
+  const char* name;
+  bool searched, mobile, blocks;  // blocks: for the other plans
+};
+constexpr ScaleRule kScaleRules[] = {
+    {"llama.cpp", false, false, true}, {"reference", false, false, true}, {"search", true, true, true},
+    {"mse", true, true, true},         {"max", false, true, false},
+};
 
-// "llama.cpp" and "reference" name the same rule, as do "search" and "mse"; what has an "=" belongs to the plan.
+const ScaleRule& find_rule(const std::string& name, bool mobile) {
+  for (const ScaleRule& rule : kScaleRules)
+    if (name == rule.name && (mobile ? rule.mobile : rule.blocks)) return rule;
+  fail("--rule: expected ", mobile ? "search, max" : "llama.cpp, search", " or PATTERN=TYPE, found \"", name, "\"");
+}
+
+// What has an "=" belongs to the plan.
 PtqMethod take_method(QuantizeOptions& options) {
-  bool searched = !options.importance_texts.empty(), named = false;
-  for (const std::string& rule : options.rules) {
-    if (rule.find('=') != std::string::npos) {
-      options.plan.rules.push_back(rule);
+  const bool mobile = options.plan.name == "mobile";
+  bool searched = mobile || !options.importance_texts.empty(), named = false;
+  for (const std::string& text : options.rules) {
+    if (text.find('=') != std::string::npos) {
+      options.plan.rules.push_back(text);
       continue;
     }
-    const bool reference = rule == "llama.cpp" || rule == "reference", search = rule == "search" || rule == "mse";
-    if (!reference && !search) fail("--rule: expected llama.cpp, search or PATTERN=TYPE, found \"", rule, "\"");
-    if (named && search != searched) fail("--rule: both llama.cpp and search were given");
-    if (reference && !options.importance_texts.empty())
-      fail("--rule llama.cpp takes no --importance-text: use --rule search");
-    searched = search;
+    const ScaleRule& rule = find_rule(text, mobile);
+    if (named && rule.searched != searched)
+      fail("--rule: both ", mobile ? "max" : "llama.cpp", " and search were given");
+    if (!rule.searched && !options.importance_texts.empty())
+      fail("--rule ", text, " takes no --importance-text: use --rule search");
+    searched = rule.searched;
     named = true;
   }
   return searched ? PtqMethod::mse : PtqMethod::reference;
 }
 
-// Sums of squares of each linear's inputs.
-struct ActivationSums {
-  struct Sum {
-    std::vector<double> squares;
-    int64_t rows = 0;
-  };
-  std::map<std::string, Sum> by_name;
-
-  void add(const Observed& observed) {
-    if (observed.kind != Activation::input) return;
-    Sum& sum = by_name[observed.name];
-    sum.squares.resize(static_cast<size_t>(observed.cols));
-    const float* x = observed.data;
-    for (int64_t r = 0; r < observed.rows; ++r, x += observed.cols) {
-      for (int64_t c = 0; c < observed.cols; ++c)
-        sum.squares[static_cast<size_t>(c)] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-    }
-    sum.rows += observed.rows;
-  }
-
-  Importance mean() const {
-    Importance importance;
-    for (const auto& [name, sum] : by_name) {
-      std::vector<float>& mean = importance[name];
-      for (const double square : sum.squares)
-        mean.push_back(static_cast<float>(square / static_cast<double>(sum.rows)));
-    }
-    return importance;
-  }
-};
-
-Importance collect_importance(const QuantizeOptions& options) {
+Importance importance_of(const QuantizeOptions& options) {
+  if (options.importance_texts.empty()) return {};
   RunningModel model = run_model(options.model, options.engine);
-  std::vector<int32_t> ids;
-  for (const std::string& path : options.importance_texts) {
-    const std::vector<int32_t> more = model.tokenizer->encode(read_text(path), false);
-    ids.insert(ids.end(), more.begin(), more.end());
-  }
-  const bool bos = model.tokenizer->add_bos();
-  const int64_t step = kImportanceContext - (bos ? 1 : 0), length = static_cast<int64_t>(ids.size());
-  int64_t chunks = (length + step - 1) / step;
-  if (options.importance_chunks >= 0) chunks = std::min(chunks, options.importance_chunks);
-  ActivationSums sums;
-  model.engine->set_activation_hook([&](const Observed& observed) { sums.add(observed); });
-  KvCache cache(model.engine->config(), kImportanceContext);
-  std::vector<float> logits(static_cast<size_t>(model.engine->config().vocab));
-  ProgressBar bar("activations", chunks);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    std::vector<int32_t> tokens;
-    if (bos) tokens.push_back(model.tokenizer->bos_id());
-    tokens.insert(tokens.end(), ids.begin() + chunk * step, ids.begin() + std::min(length, (chunk + 1) * step));
-    cache.clear();
-    model.engine->forward(tokens, cache, tokens.size() - 1, logits.data());
-    bar.update(chunk + 1);
-    throw_if_interrupted();
-  }
-  return sums.mean();
+  auto sequences = calibration_sequences(*model.tokenizer, options.importance_texts, -1);
+  if (options.importance_chunks >= 0 && sequences.size() > static_cast<size_t>(options.importance_chunks))
+    sequences.resize(static_cast<size_t>(options.importance_chunks));
+  return collect_importance(*model.engine, sequences);
 }
 
-void run_quantize(QuantizeOptions options) {
-  PtqOptions ptq;
-  ptq.method = take_method(options);
-  const Plan plan = make_plan(options.plan);
-  check_output_directory(options.out, "qat_plan.json");
-  std::error_code ignored;
-  if (std::filesystem::equivalent(options.model, options.out, ignored))
-    fail("--out: ", options.out, " is the model itself");
-  const InterruptGuard guard;
-  Importance importance;
-  if (!options.importance_texts.empty()) {
-    importance = collect_importance(options);
-    ptq.importance = &importance;
-  }
+void quantize_to_blocks(const QuantizeOptions& options, const Plan& plan, const PtqOptions& ptq) {
   ProgressBar bar("quantize", static_cast<int64_t>(summarize(options.model).totals().weights));
   quantize_checkpoint(options.model, plan, ptq, options.out, [&](int64_t done, int64_t) {
     bar.update(done);
     throw_if_interrupted();
   });
   bar.finish();
+}
+
+Calibration calibration_of(const std::string& observer) {
+  if (observer == "max") return Calibration::maximum;
+  return observer == "percentile" ? Calibration::percentile : Calibration::least_squares;
+}
+
+void quantize_to_mobile(const QuantizeOptions& options, const Plan& plan, const PtqOptions& ptq) {
+  MobilePtqOptions mobile;
+  mobile.method = ptq.method;
+  mobile.importance = ptq.importance;
+  mobile.observer = calibration_of(options.observer);
+  mobile.threads = options.engine.threads;
+  if (needs_calibration(plan) && !options.calibration_texts.empty()) {
+    const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.model);
+    mobile.calibration = calibration_sequences(*tokenizer, options.calibration_texts, options.calibration_tokens);
+  }
+  std::string stage;
+  std::unique_ptr<ProgressBar> bar;
+  quantize_mobile(options.model, plan, mobile, options.out, [&](const char* name, int64_t done, int64_t total) {
+    if (name != stage) {
+      if (bar) bar->finish();
+      bar = std::make_unique<ProgressBar>(stage = name, total);
+    }
+    bar->update(done);
+    throw_if_interrupted();
+  });
+  if (bar) bar->finish();
+}
+
+// Everything that can be said before the work begins.
+void check_mobile(const QuantizeOptions& options, const Plan& plan) {
+  check_mobile_output(options.out);
+  if (needs_calibration(plan) && options.calibration_texts.empty())
+    fail(
+        "plan mobile has static scales of activations and of the KV cache: give a text to calibrate them on "
+        "(--calibrate TEXT), or leave them float (--activations off --kv-bits float)");
+}
+
+void run_quantize(QuantizeOptions options) {
+  PtqOptions ptq;
+  ptq.method = take_method(options);
+  const Plan plan = make_plan(options.plan);
+  if (plan.mobile) check_mobile(options, plan);
+  else check_output_directory(options.out, "qat_plan.json");
+  if (!plan.mobile && !options.calibration_texts.empty())
+    fail("--calibrate: the plan ", plan.name, " has no static scales to calibrate; the plan mobile has");
+  std::error_code ignored;
+  if (std::filesystem::equivalent(options.model, options.out, ignored))
+    fail("--out: ", options.out, " is the model itself");
+  const InterruptGuard guard;
+  const Importance importance = importance_of(options);
+  if (!options.importance_texts.empty()) ptq.importance = &importance;
+  if (plan.mobile) quantize_to_mobile(options, plan, ptq);
+  else quantize_to_blocks(options, plan, ptq);
   const Totals totals = summarize(options.out).totals();
   char bits[32];
   std::snprintf(bits, sizeof bits, "%.3f", totals.bits_per_weight());
   std::printf("%s: %s, %s bits per weight\n", options.out.c_str(), bytes_text(totals.bytes).c_str(), bits);
+}
+
+void add_mobile_options(CLI::App& command, QuantizeOptions& options) {
+  command
+      .add_option("--calibrate", options.calibration_texts,
+                  "Plan mobile: texts from which the static scales of activations and KV cache are taken; one or more")
+      ->type_name("FILE");
+  command.add_option("--calibrate-tokens", options.calibration_tokens, "Use at most so many tokens of them")
+      ->check(whole_number(kLeastCalibrationTokens))
+      ->type_name("N")
+      ->capture_default_str();
+  command
+      .add_option(
+          "--observer", options.observer,
+          "How a static scale follows from what was seen: mse (least squared error), percentile (99.99 % of the "
+          "magnitudes fit), max (the mean over sequences of the largest does)")
+      ->check(one_of({"mse", "percentile", "max"}))
+      ->type_name("RULE")
+      ->capture_default_str();
+  command
+      .add_option("--activations", options.plan.activations,
+                  "Plan mobile: static 8-bit activations into and out of each linear: on (the default) or off")
+      ->check(one_of({"on", "off"}))
+      ->type_name("SWITCH");
+  command
+      .add_option(
+          "--kv-bits", options.plan.kv_bits,
+          "Plan mobile: bits of the KV cache in sliding and in global layers: 2, 4, 8 or float each, \"8,4\" when "
+          "left out; one for both")
+      ->type_name("BITS");
 }
 
 }  // namespace
@@ -135,21 +177,30 @@ void add_quantize_command(CLI::App& app) {
   command->add_option("HF_DIR", options->model, "Hugging Face directory: config.json, *.safetensors, tokenizer")
       ->required();
   command
-      ->add_option("--plan", options->plan.name,
-                   "Which type each tensor gets, as llama-quantize chooses: q4_0, q8_0, bf16, f16, f32")
+      ->add_option(
+          "--plan", options->plan.name,
+          "Which type each tensor gets: as llama-quantize chooses (q4_0, q8_0, bf16, f16, f32), or mobile: the "
+          "widths, static activations and KV cache of Gemma 4's mobile checkpoints")
       ->required()
       ->type_name("NAME");
-  command->add_option("--out", options->out, "Directory of the quantized checkpoint")->required()->type_name("DIR");
   command
-      ->add_option("--rule,--method", options->rules,
-                   "How Q4_0 scales are chosen: llama.cpp (its reference rule, the default; also: reference) or search "
-                   "(least squared "
-                   "error; also: mse). Or PATTERN=TYPE, as --tensor-type; may be repeated")
+      ->add_option("--out", options->out,
+                   "Directory of the quantized checkpoint; of the plan mobile, a Hugging Face directory")
+      ->required()
+      ->type_name("DIR");
+  command
+      ->add_option(
+          "--rule,--method", options->rules,
+          "How scales of weights are chosen. Q4_0: llama.cpp (its reference rule, the default; also: reference) "
+          "or search (least squared error; also: mse). Plan mobile: search (the default) or max (the largest "
+          "magnitude of a row is its highest code). Or PATTERN=TYPE, as --tensor-type; may be repeated")
       ->allow_extra_args(false)
       ->type_name("RULE");
   command
-      ->add_option("--tensor-type", options->plan.rules,
-                   "Tensors whose name matches the regular expression get this type; may be repeated")
+      ->add_option(
+          "--tensor-type", options->plan.rules,
+          "Tensors whose name matches the regular expression get this type (of the plan mobile: i2, i4, i8, or a "
+          "float type); may be repeated")
       ->allow_extra_args(false)
       ->type_name("PATTERN=TYPE");
   command->add_option("--token-embedding-type", options->plan.embedding_type, "Type of the embedding tables")
@@ -167,9 +218,13 @@ void add_quantize_command(CLI::App& app) {
                    "Use at most so many chunks of 512 tokens of them")
       ->check(whole_number(1))
       ->type_name("N");
+  add_mobile_options(*command, *options);
   add_engine_options(*command, options->engine, false);
   command->footer(
-      "Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4");
+      "Examples:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4\n  "
+      "qat "
+      "quantize gemma/ --plan mobile --calibrate calibration.txt --out gemma-mobile\n  qat quantize gemma/ --plan "
+      "mobile --rule 'mlp=i4' --activations off --kv-bits float --out gemma-w4");
   command->callback([options] { run_quantize(*options); });
 }
 

@@ -6,8 +6,11 @@
 #include <charconv>
 #include <csignal>
 #include <filesystem>
+#include <map>
 #include <sstream>
 
+#include "format/channel_grid.h"
+#include "format/checkpoint.h"
 #include "format/error.h"
 #include "format/file_io.h"
 
@@ -83,25 +86,65 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
     command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
 }
 
-DType grid_from_name(const std::string& name, const std::string& flag) {
+DType grid_from_name(const std::string& name, const std::string& flag, bool mobile) {
   const DTypeInfo* info = find_dtype_by_name(name);
-  if (info == nullptr || !is_grid(info->id))
-    fail(flag, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
+  const bool known = info != nullptr && (is_grid(info->id) || (mobile && code_bits(info->id) != 0));
+  if (!known || (mobile && has_codes(info->id)))
+    fail(flag, ": expected one of ",
+         mobile ? "i2, i4, i8, f32, f16, bf16 (plan mobile)" : "f32, f16, bf16, q8_0, q6_k, q4_0", ", found \"", name,
+         "\"");
   return info->id;
 }
 
+namespace {
+
+// "8,4": of sliding and of global layers; one number or word for both.
+void set_kv_bits(const std::string& text, Plan* plan) {
+  const size_t comma = text.find(',');
+  const auto width = [&](const std::string& part) {
+    static const std::map<std::string, int> kWidths = {{"2", 2}, {"4", 4}, {"8", 8}, {"float", 0}};
+    const auto found = kWidths.find(part);
+    if (found == kWidths.end())
+      fail("--kv-bits: expected 2, 4, 8 or float, for sliding and for global layers (\"8,4\"), found \"", text, "\"");
+    return found->second;
+  };
+  plan->kv_sliding_bits = width(text.substr(0, comma));
+  plan->kv_global_bits = comma == std::string::npos ? plan->kv_sliding_bits : width(text.substr(comma + 1));
+}
+
+void set_mobile_options(const PlanOptions& options, Plan* plan) {
+  const auto unknown = [&](const std::string& flag) {
+    fail(flag, ": the plan ", plan->name, " does not have it; the plan mobile does");
+  };
+  if (plan->mobile && options.pure) fail("--pure: the plan mobile has a width for each kind of tensor; use --rule");
+  if (!options.activations.empty()) {
+    if (!plan->mobile) unknown("--activations");
+    plan->activations = options.activations == "on";
+  }
+  if (!options.kv_bits.empty()) {
+    if (!plan->mobile) unknown("--kv-bits");
+    set_kv_bits(options.kv_bits, plan);
+  }
+}
+
+}  // namespace
+
 Plan make_plan(const PlanOptions& options) {
   Plan plan = plan_from_name(options.name);
+  const auto type = [&](const std::string& name, const std::string& flag) {
+    return grid_from_name(name, flag, plan.mobile);
+  };
   for (const std::string& rule : options.rules) {
     const size_t equals = rule.rfind('=');
     if (equals == std::string::npos || equals == 0) fail("--tensor-type: expected PATTERN=TYPE, found \"", rule, "\"");
-    plan.rules.push_back({rule.substr(0, equals), grid_from_name(rule.substr(equals + 1), "--tensor-type " + rule)});
+    plan.rules.push_back({rule.substr(0, equals), type(rule.substr(equals + 1), "--tensor-type " + rule)});
   }
   plan.has_embedding_type = !options.embedding_type.empty();
-  if (plan.has_embedding_type) plan.embedding_type = grid_from_name(options.embedding_type, "--token-embedding-type");
+  if (plan.has_embedding_type) plan.embedding_type = type(options.embedding_type, "--token-embedding-type");
   plan.has_output_type = !options.output_type.empty();
-  if (plan.has_output_type) plan.output_type = grid_from_name(options.output_type, "--output-tensor-type");
+  if (plan.has_output_type) plan.output_type = type(options.output_type, "--output-tensor-type");
   plan.pure = options.pure;
+  set_mobile_options(options, &plan);
   return plan;
 }
 
@@ -132,6 +175,12 @@ void check_output_directory(const std::string& path, const std::string& marker) 
   if (!marker.empty() && fs::exists(fs::path(path) / marker, ignored)) return;
   fail(path, ": the directory exists and is not empty", marker.empty() ? "" : " (and holds no " + marker + ")",
        "; it is not replaced: remove it, or choose another --out");
+}
+
+void check_mobile_output(const std::string& path) {
+  std::error_code ignored;
+  const bool model = !path.empty() && fs::exists(fs::path(path) / "config.json", ignored);
+  if (!model || detect_model_kind(path) != ModelKind::mobile) check_output_directory(path, "");
 }
 
 void check_output_file(const std::string& path) {

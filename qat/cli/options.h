@@ -21,7 +21,7 @@ namespace qat {
 
 // --- Options ---
 
-constexpr const char* kModelHelp = "GGUF file, Hugging Face directory or quantized checkpoint";
+constexpr const char* kModelHelp = "GGUF file, Hugging Face directory (float or mobile) or quantized checkpoint";
 
 // Checks for CLI11 whose errors say what was expected and what was found.
 using ValueCheck = std::function<std::string(const std::string&)>;
@@ -38,10 +38,12 @@ struct PlanOptions {
   std::vector<std::string> rules;           // "PATTERN=TYPE"
   std::string embedding_type, output_type;  // empty: the plan's
   bool pure = false;
+  std::string activations, kv_bits;  // of the plan mobile: "on", "off"; "8,4", "float"; empty: the plan's
 };
 // Throws Error naming the flag, what it may be and what it was.
 Plan make_plan(const PlanOptions& options);
-DType grid_from_name(const std::string& name, const std::string& flag);
+// A type that tensors of a plan may have; `mobile`: in the mobile schema.
+DType grid_from_name(const std::string& name, const std::string& flag, bool mobile = false);
 
 // --- Models and texts ---
 
@@ -60,6 +62,8 @@ std::string read_text(const std::string& path);  // throws Error when it is empt
 // Refuses, before any work is done, to replace a directory that is not empty and does not hold `marker` (a file that
 // this command writes; "": none is replaced).
 void check_output_directory(const std::string& path, const std::string& marker);
+// The same for a directory in the mobile schema, which may replace another one.
+void check_mobile_output(const std::string& path);
 void check_output_file(const std::string& path);  // its directory exists and takes files
 
 // --- Ctrl-C ---

@@ -106,9 +106,15 @@ void summarize_mobile(ModelSummary& summary) {
   summary.notices = checkpoint.notices();
   for (const TensorInfo& info : checkpoint.table()) {
     const MobileTensor& tensor = checkpoint.tensor(info);
-    summary.tensors.push_back(
-        {info.name, tensor.dtype, info.shape, element_count(info.shape), tensor.data.size() + tensor.scales.size()});
+    summary.tensors.push_back({info.name, tensor.dtype, info.shape, element_count(info.shape),
+                               tensor.data.size() + tensor.scales.size(), tensor.input_scale, tensor.output_scale});
+    if (info.role != Role::k) continue;
+    const CacheScales scales = checkpoint.cache_scales(info.layer);
+    const bool quantized = scales.k > 0.0f || scales.v > 0.0f;
+    summary.caches.push_back({info.layer, quantized ? scales.bits : 0, scales.k, scales.v});
   }
+  const Safetensors file(summary.path);
+  for (const auto& [key, value] : file.metadata()) summary.metadata.emplace_back(key, value);
 }
 
 bool begins_with_gguf_magic(const std::string& path) {

@@ -16,9 +16,16 @@ namespace qat {
 struct TensorSummary {
   std::string name;
   DType dtype = DType::F32;
-  std::vector<int64_t> shape;  // outermost first
-  uint64_t weights = 0;        // elements
-  uint64_t bytes = 0;          // stored, scales included
+  std::vector<int64_t> shape;                     // outermost first
+  uint64_t weights = 0;                           // elements
+  uint64_t bytes = 0;                             // stored, scales included
+  float input_scale = 0.0f, output_scale = 0.0f;  // mobile: static grids of activations; 0: none
+};
+
+// Static grid of a layer's K and V (mobile). Scale 0: float.
+struct CacheSummary {
+  int layer = 0, bits = 0;
+  float k_scale = 0.0f, v_scale = 0.0f;
 };
 
 struct Totals {
@@ -36,8 +43,9 @@ struct ModelSummary {
   std::vector<TensorSummary>
       tensors;  // file order; for quantized checkpoints and mobile, the tensors that parts make up
   std::vector<std::pair<std::string, std::string>>
-      metadata;             // keys of a GGUF or safetensors file, values as text (long arrays cut)
-  uint64_t file_bytes = 0;  // of the files that hold the weights, headers included
+      metadata;                      // keys of a GGUF or safetensors file, values as text (long arrays cut)
+  std::vector<CacheSummary> caches;  // mobile: of the layers that own K and V
+  uint64_t file_bytes = 0;           // of the files that hold the weights, headers included
 
   Totals totals() const;
   std::map<std::string, Totals> totals_by_type() const;

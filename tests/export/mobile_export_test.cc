@@ -29,7 +29,7 @@ class MobileExport : public testing::Test {
 
 TEST_F(MobileExport, TheReaderFindsWhatWasGiven) {
   TinyMobile model = quantize_tiny_mobile(dir_ / "hf");
-  model.cache_scales[0] = {0.5f, 0.25f};
+  model.cache_scales[0] = {0.5f, 0.25f, 4};
   float next = 0.0f;
   for (size_t i = 0; i < model.table.size(); ++i) {
     if (model.table[i].kind != TensorKind::linear || code_bits(model.specs[i].dtype) == 0) continue;
@@ -56,6 +56,7 @@ TEST_F(MobileExport, TheReaderFindsWhatWasGiven) {
   }
   EXPECT_EQ(read.cache_scales(0).k, 0.5f);
   EXPECT_EQ(read.cache_scales(0).v, 0.25f);
+  EXPECT_EQ(read.cache_scales(0).bits, 4);
   EXPECT_EQ(read.cache_scales(1).k, 0.0f);
   const Safetensors file(dir_ / "mobile");
   EXPECT_EQ(file.find("model.layers.1.self_attn.k_cache_scale"), nullptr);  // 0 means none
@@ -105,6 +106,38 @@ TEST_F(MobileExport, GoldenComesOutTheSame) {
   for (const TensorInfo& info : model.table) {
     const std::string module = info.name.substr(0, info.name.rfind('.'));
     EXPECT_EQ(ours.bits(module, info.kind), theirs.bits(module, info.kind)) << module;
+  }
+}
+
+// Whoever wrote a directory in the schema, it comes out with the same tensors, under canonical names.
+TEST_F(MobileExport, WrittenAgainEveryTensorIsTheSame) {
+  TinyMobile model = quantize_tiny_mobile(dir_ / "hf");
+  model.cache_scales[1] = {0.5f, 0.25f, 4};
+  for (size_t i = 0; i < model.table.size(); ++i)
+    if (model.table[i].kind == TensorKind::linear && code_bits(model.specs[i].dtype) != 0)
+      model.specs[i].input_scale = 0.5f + static_cast<float>(i);
+  write_tiny_mobile(model, dir_ / "hf", dir_ / "mobile");
+  std::vector<std::string> directories = {dir_ / "mobile"};
+  if (std::filesystem::exists(shared_path("goldens/gemma4-e2b-mobile")))
+    directories.push_back(shared_path("goldens/gemma4-e2b-mobile"));
+  for (const std::string& directory : directories) {
+    uint64_t last = 0, total = 1;
+    export_mobile(directory, dir_ / "again", [&](uint64_t done, uint64_t bytes) {
+      EXPECT_GT(done, last);
+      last = done;
+      total = bytes;
+    });
+    EXPECT_EQ(last, total);
+    const Safetensors expected(directory + "/model.safetensors"), actual(dir_ / "again/model.safetensors");
+    ASSERT_EQ(actual.tensors().size(), expected.tensors().size());
+    for (const TensorView& e : expected.tensors()) {
+      const TensorView& a = actual.at(e.name);
+      EXPECT_EQ(a.dtype, e.dtype) << e.name;
+      EXPECT_EQ(a.shape, e.shape) << e.name;
+      EXPECT_EQ(bytes_of(a.bytes), bytes_of(e.bytes)) << e.name;
+    }
+    EXPECT_EQ(actual.metadata(), expected.metadata());
+    EXPECT_EQ(MobileCheckpoint(dir_ / "again").config().vocab, MobileCheckpoint(directory).config().vocab);
   }
 }
 
