@@ -16,6 +16,14 @@ std::vector<RowKernel> gather_row_kernels() {
   return table;
 }
 
+std::vector<ChannelKernel> gather_channel_kernels() {
+  std::vector<ChannelKernel> table(kScalarChannelKernels, kScalarChannelKernels + kChannelTypes);
+#if defined(__x86_64__)
+  table.insert(table.end(), kAvx2ChannelKernels, kAvx2ChannelKernels + kChannelTypes);
+#endif
+  return table;
+}
+
 }  // namespace
 
 Span<const RowKernel> row_kernels() {
@@ -32,6 +40,17 @@ const RowKernel* find_row_kernel(DType type, Isa isa) {
 bool runs_type(DType type) { return find_row_kernel(type, Isa::scalar) != nullptr; }
 
 const char* runnable_types() { return "F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K"; }
+
+Span<const ChannelKernel> channel_kernels() {
+  static const std::vector<ChannelKernel> table = gather_channel_kernels();
+  return table;
+}
+
+const ChannelKernel* find_channel_kernel(DType type, Isa isa) {
+  for (const ChannelKernel& kernel : channel_kernels())
+    if (kernel.type == type && kernel.isa == isa) return &kernel;
+  return nullptr;
+}
 
 const PanelKernel* find_panel_kernel(Isa isa) {
 #if defined(__x86_64__)

@@ -24,6 +24,27 @@ const RowKernel* find_row_kernel(DType type, Isa isa);  // nullptr: the engine d
 bool runs_type(DType type);
 const char* runnable_types();  // "F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K", for messages
 
+// What can be done with a row of packed codes of a channel-wise grid (format/channel_grid.h): I2, I4, I8. cols is any;
+// nothing behind the row is read.
+struct ChannelKernel {
+  DType type;
+  Isa isa;
+  // out[k] = code[k] * scale, bit for bit decode_packed's.
+  void (*decode)(const uint8_t* row, int64_t cols, float scale, float* out);
+  // scale * sum over cols of code[k] * x[k].
+  float (*dot)(const uint8_t* row, int64_t cols, float scale, const float* x);
+  // Integer products: sums[r] = sum over cols of code[k] * x[r][k] for `rows` <= kCodeRows rows of 8-bit activations,
+  // each as arrange() left it, arranged_bytes(cols) apart. cols <= kMostCodes, or the sum may not fit.
+  void (*multiply)(const uint8_t* row, const int8_t* arranged, int64_t rows, int64_t cols, int32_t* sums);
+  // Codes of activations in the order in which multiply() wants them, and what else it needs of them.
+  void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
+};
+constexpr int64_t kCodeRows = 4;
+constexpr int64_t kMostCodes = (int64_t{1} << 17) - 1;
+constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 32; }
+Span<const ChannelKernel> channel_kernels();
+const ChannelKernel* find_channel_kernel(DType type, Isa isa);  // nullptr: no channel-wise type
+
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
 // The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by
 // column; so the lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape

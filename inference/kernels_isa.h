@@ -8,6 +8,9 @@ namespace qat {
 
 constexpr int kRunnableTypes = 7;
 extern const RowKernel kScalarRowKernels[kRunnableTypes];
+constexpr int kChannelTypes = 3;
+extern const ChannelKernel kScalarChannelKernels[kChannelTypes];
+extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
 extern const VectorKernels kScalarVectorKernels;
 extern const RowKernel kAvx2RowKernels[kRunnableTypes];
 extern const PanelKernel kAvx2PanelKernel;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "format/channel_grid.h"
 #include "format/grid.h"
 #include "inference/kernels_isa.h"
 
@@ -34,6 +35,39 @@ float dot_row(const uint8_t* row, const float* x, int64_t cols) {
   }
   return static_cast<float>(sum);
 }
+
+template <int bits>
+void decode_codes(const uint8_t* row, int64_t cols, float scale, float* out) {
+  decode_packed(bits, row, 0, cols, scale, out);
+}
+
+template <int bits>
+float dot_codes(const uint8_t* row, int64_t cols, float scale, const float* x) {
+  constexpr int64_t kPiece = 256;
+  float weights[kPiece];
+  double sum = 0.0;
+  for (int64_t k = 0; k < cols; k += kPiece) {
+    const int64_t n = std::min(kPiece, cols - k);
+    decode_packed(bits, row, k, n, scale, weights);
+    sum += dot(weights, x + k, n);
+  }
+  return static_cast<float>(sum);
+}
+
+template <int bits>
+void multiply_codes(const uint8_t* row, const int8_t* arranged, int64_t rows, int64_t cols, int32_t* sums) {
+  constexpr int64_t kPiece = 256;
+  int8_t weights[kPiece];
+  for (int64_t r = 0; r < rows; ++r) sums[r] = 0;
+  for (int64_t k = 0; k < cols; k += kPiece) {
+    const int64_t n = std::min(kPiece, cols - k);
+    unpack_codes(bits, row + k * bits / 8, 1, n, weights);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < n; ++i) sums[r] += weights[i] * arranged[r * arranged_bytes(cols) + k + i];
+  }
+}
+
+void arrange_codes(const int8_t* codes, int64_t cols, int8_t* out) { std::copy_n(codes, cols, out); }
 
 void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
   const double mean_square = dot(x, x, n) / static_cast<double>(n);
@@ -100,12 +134,20 @@ constexpr RowKernel row_kernel() {
   return {type, Isa::scalar, decode<type>, dot_row<type>};
 }
 
+template <int bits>
+ChannelKernel channel_kernel() {
+  return {code_type(bits), Isa::scalar, decode_codes<bits>, dot_codes<bits>, multiply_codes<bits>, arrange_codes};
+}
+
 }  // namespace
 
 const RowKernel kScalarRowKernels[kRunnableTypes] = {
     row_kernel<DType::F32>(),  row_kernel<DType::F16>(),  row_kernel<DType::BF16>(), row_kernel<DType::Q2_0>(),
     row_kernel<DType::Q4_0>(), row_kernel<DType::Q8_0>(), row_kernel<DType::Q6_K>(),
 };
+
+const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(), channel_kernel<4>(),
+                                                            channel_kernel<8>()};
 
 const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp,
                                             softmax,     kl,       attention};
