@@ -74,6 +74,8 @@ const std::vector<Key>& keys() {
        "mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
       {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
        "mobile: weights beyond their grid get a gradient too"},
+      {"quantization", "dampening", &Recipe::dampening, {0, kMost}, fixed,
+       "mobile: draws weights to their levels against oscillation: weight of the sum of (w - level)^2 when codes freeze"},
       {"quantization", "scale_lr", &Recipe::scale_lr, {0, 10}, fixed,
        "mobile: peak learning rate of the logarithms of weight scales"},
       {"quantization", "activation_lr", &Recipe::activation_lr, {0, 10}, fixed,

@@ -27,6 +27,7 @@ struct Recipe {
   double activations_after = 0.1;  // fraction of steps trained before activations and caches become static
   double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
   bool pass_clipped = true;        // gradient for weights beyond their grid
+  double dampening = 0.0;          // strength at the freeze, rising from 0 with a cosine; in the weights' own units
   double scale_lr = 1e-3;          // peak learning rate of the logarithms of weight scales
   double activation_lr = 1e-3;     // and of those of activations and caches
   // [data]

@@ -231,6 +231,14 @@ void Model::freeze_codes() {
   mark_frozen();
 }
 
+void Model::dampen(double strength) {
+  for (Parameter& p : parameters_) {
+    const int bits = code_bits(p.grid);
+    if (bits == 0 || p.frozen || !p.master.grad().defined()) continue;
+    add_dampening(p.master, p.log_scale, bits, strength, p.master.mutable_grad());
+  }
+}
+
 void Model::mark_frozen() {
   for (Parameter& p : parameters_) p.frozen = code_bits(p.grid) != 0;
 }

@@ -67,6 +67,8 @@ class Model {
   std::vector<Trained> trained() const;  // of everything, frozen or not: what a checkpoint of the run holds
   // Codes of channel-wise grids stay what they are now; their scales, norms and the rest go on learning.
   void freeze_codes();
+  // Adds the pull of add_dampening() to the gradients of the masters on channel-wise grids.
+  void dampen(double strength);
   void mark_frozen();        // the masters already are codes: read back from a checkpoint
   bool pass_clipped = true;  // weights beyond their channel-wise grid get a gradient too
   // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.

@@ -132,6 +132,12 @@ class Run {
   int64_t stage_step(double fraction) const {
     return static_cast<int64_t>(std::llround(fraction * static_cast<double>(recipe_.steps)));
   }
+  // Strength before the freeze: a cosine from 0 to the recipe's.
+  double dampening(int64_t step) const {
+    const double progress =
+        static_cast<double>(step) / static_cast<double>(std::max<int64_t>(1, stage_step(recipe_.freeze_after)));
+    return recipe_.dampening * 0.5 * (1.0 - std::cos(std::acos(-1.0) * std::min(1.0, progress)));
+  }
   StepReport train_step(int64_t step);
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
@@ -319,6 +325,7 @@ StepReport Run::train_step(int64_t step) {
     report.ce += losses.cross_entropy * share;
   }
   weights.backward();
+  if (recipe_.dampening > 0.0) model_.dampen(dampening(step));
   report.gradient_norm = gradient_norm(trained_);
   report.lr = scheduled_lr(recipe_.lr, recipe_.min_lr_ratio, recipe_.warmup, recipe_.steps, step);
   check_finite(step, report);

@@ -8,6 +8,7 @@
 #include "fakequant/channel_quantize.h"
 #include "inference/engine.h"
 #include "qat/train/run_state.h"
+#include "tests/train/goldens.h"
 #include "tests/train/trainer_fixture.h"
 
 namespace qat {
@@ -175,6 +176,22 @@ TEST_F(MobileTrainer, FrozenCodesStay) {
   EXPECT_EQ(floats(before, name), floats(after, name));
   EXPECT_NE(floats(before, name + ".log_scale"), floats(after, name + ".log_scale"));
   for (const float code : floats(after, name)) ASSERT_EQ(code, std::nearbyint(code));
+}
+
+// The share of a cell's width that weights keep from their levels.
+TEST_F(MobileTrainer, DampeningDrawsWeightsToTheirLevels) {
+  const auto distance = [&](const char* out, double dampening) {
+    Recipe r = mobile(out);
+    r.steps = 30;
+    r.freeze_after = 1.0;
+    r.dampening = dampening;
+    train(r);
+    const Safetensors state(newest_checkpoint(r.out));
+    const std::string name = "model.layers.0.mlp.up_proj.weight";
+    const torch::Tensor w = float_tensor(state, name), t = float_tensor(state, name + ".log_scale");
+    return (channel_quantize(w, t, 4) - w).abs().mean().item<double>();
+  };
+  EXPECT_LT(distance("dampened", 1.0), 0.5 * distance("plain", 0.0));
 }
 
 TEST_F(MobileTrainer, WithoutActivationsOrCacheNothingIsStatic) {
