@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Reproduces the README's mobile table for one model: the best of six ways to quantize to the mobile schema without training, and QAT, both
+# measured by the engine on the directories in the schema, as they would be shipped.
+# usage: recipes/mobile_evidence.sh MODEL_DIR RECIPE.toml EVAL_TEXT TRAIN_TEXT OUT_DIR
+#   e.g. recipes/mobile_evidence.sh gemma4-micro recipes/gemma4-micro-mobile.toml prose_eval.txt prose_train.txt runs/gemma4-micro-mobile
+set -euo pipefail
+[ $# = 5 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+model=$1 recipe=$2 eval_text=$3 train_text=$4 out=$5
+here=$(cd "$(dirname "$0")/.." && pwd)
+qat=${QAT_BUILD:-$here/build}/qat
+context=512 chunks=${QAT_CHUNKS:-200}
+mkdir -p "$out"
+
+# value KEY FILE: a number of the JSON that `qat eval` wrote.
+value() { sed -n "s/^ *\"$1\": *\\([-+0-9.eE]*\\),\\{0,1\\}\$/\\1/p" "$2"; }
+evaluate() {  # evaluate DIR NAME
+  "$qat" eval "$1" --text "$eval_text" --context $context --chunks "$chunks" --base "$model" --json >"$out/$2.json"
+}
+
+echo "== PTQ: three observers, scales of weights by squared error, plain and weighted by activations" >&2
+best=
+for observer in mse percentile max; do
+  for weights in plain weighted; do
+    name=ptq-$observer-$weights
+    [ $weights = plain ] && importance=() || importance=(--importance-text "$train_text" --importance-chunks 64)
+    rm -rf "${out:?}/$name"
+    "$qat" quantize "$model" --plan mobile --calibrate "$train_text" --observer $observer "${importance[@]}" --out "$out/$name" >/dev/null
+    evaluate "$out/$name" $name
+    if [ -z "$best" ] || awk -v a="$(value perplexity "$out/$name.json")" -v b="$(value perplexity "$out/$best.json")" 'BEGIN { exit !(a < b) }'
+    then best=$name; fi
+  done
+done
+
+echo "== QAT ($recipe)" >&2
+started=$(date +%s)
+"$qat" train "$recipe" --model "$model" --data teacher --data "$train_text" --set eval_text="$eval_text" --out "$out/qat"
+echo "training, samples included: $(($(date +%s) - started)) s" | tee "$out/time.txt" >&2
+evaluate "$out/qat/quantized" qat
+
+{
+  printf '%-28s %12s %12s %12s %10s\n' model 'size (bytes)' perplexity 'mean KLD' 'same top'
+  printf '%-28s %12s %12.4f %12s %10s\n' float "$(stat -c %s "$model"/*.safetensors | awk "{ s += \$1 } END { print s }")" "$(value base_perplexity "$out/qat.json")" 0 100
+  for name in "$out"/ptq-*.json "$out"/qat.json; do
+    label=$(basename "$name" .json)
+    directory=$out/$label && [ "$label" = qat ] && directory=$out/qat/quantized
+    printf '%-28s %12d %12.4f %12.5f %9.2f%%\n' "$label" "$(stat -c %s "$directory"/model.safetensors)" "$(value perplexity "$name")" \
+      "$(value mean_kld "$name")" "$(awk -v x="$(value same_top "$name")" 'BEGIN { print 100 * x }')"
+  done
+  awk -v f="$(value base_perplexity "$out/qat.json")" -v p="$(value perplexity "$out/$best.json")" -v q="$(value perplexity "$out/qat.json")" \
+    -v pk="$(value mean_kld "$out/$best.json")" -v qk="$(value mean_kld "$out/qat.json")" -v best="$best" 'BEGIN {
+      printf "best without training: %s; QAT closes %.1f %% of its gap in log-perplexity; mean KLD %.3f of it\n", best,
+        100 * (log(p) - log(q)) / (log(p) - log(f)), qk / pk }'
+} | tee "$out/table.txt"
