@@ -19,19 +19,9 @@ void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, i
 
 }  // namespace
 
-KvCache::KvCache(const ModelConfig& config, int64_t capacity) : capacity_(capacity) {
-  QAT_CHECK(capacity > 0);
-  for (size_t i = 0; i < config.layers.size(); ++i) {
-    const LayerConfig& layer = config.layers[i];
-    const bool owns = layer.kv_source == static_cast<int64_t>(i);
-    const size_t floats = owns ? static_cast<size_t>(capacity * layer.kv_heads * layer.head_dim) : 0;
-    k_.emplace_back(floats);
-    v_.emplace_back(floats);
-  }
-}
-
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
-    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa()), pool(options.threads) {}
+    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa(), options.float_cache),
+      pool(options.threads) {}
 
 Engine::Engine(Weights weights, const EngineOptions& options)
     : impl_(std::make_unique<Impl>(std::move(weights), options)) {}

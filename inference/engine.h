@@ -11,6 +11,7 @@
 #include "format/model_config.h"
 #include "format/tensor_table.h"
 #include "format/tokenizer.h"
+#include "inference/kv_cache.h"
 
 namespace qat {
 
@@ -32,6 +33,7 @@ struct LayerWeights {
   std::vector<float> attention_norm, q_norm, k_norm, post_attention_norm, ffn_norm, post_ffn_norm, post_ple_norm;
   Matrix q, k, v, o, gate, up, down, ple_gate, ple_projection;  // k, v empty on KV-shared layers; v empty when K = V
   float scalar = 1.0f;
+  CacheScales cache;  // of layers that own K and V
 };
 
 // Everything the forward pass reads, plus what keeps it alive. Norm weights are as multiplied (Gemma 3's 1 + w is
@@ -54,25 +56,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 struct EngineOptions {
   int threads = 0;         // 0: all processors
   bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
-};
-
-// K and V of the positions seen so far, per layer that owns them.
-class KvCache {
- public:
-  KvCache(const ModelConfig& config, int64_t capacity);  // positions
-  int64_t length() const { return length_; }
-  int64_t capacity() const { return capacity_; }
-  void clear() { length_ = 0; }
-
-  // For the forward pass: rows of a layer that owns its K and V, and the count of positions once all layers have
-  // theirs.
-  float* k(size_t layer) { return k_[layer].data(); }
-  float* v(size_t layer) { return v_[layer].data(); }
-  void set_length(int64_t length) { length_ = length; }
-
- private:
-  int64_t capacity_ = 0, length_ = 0;
-  std::vector<std::vector<float>> k_, v_;  // per layer [capacity, kv_heads * head_dim]; empty on sharing layers
+  // Keys and values stay floats although the model has static grids for them: what transformers computes.
+  bool float_cache = false;
 };
 
 // What statistics of activations are made of, before any rounding to a static grid: what enters a linear, what leaves
@@ -107,6 +92,7 @@ class Engine {
 
   struct Impl;
   Impl& impl() { return *impl_; }  // for this room (inference/transformer.h)
+  const Impl& impl() const { return *impl_; }
 
  private:
   std::unique_ptr<Impl> impl_;

@@ -41,7 +41,7 @@ class Reader {
   Reader(Engine& engine, const EvalChunks& chunks)
       : engine_(engine),
         chunks_(chunks),
-        cache_(engine.config(), chunks.context),
+        cache_(engine, chunks.context),
         vocab_(engine.config().vocab),
         logits_(static_cast<size_t>(kScoredAtOnce * vocab_)) {}
 

@@ -35,7 +35,7 @@ struct GroupWriter {
         own_pool(shared != nullptr ? nullptr : std::make_unique<ThreadPool>(1)),
         pool(shared != nullptr ? *shared : *own_pool),
         logits(static_cast<size_t>(group * model.config().vocab)) {
-    for (int64_t i = 0; i < group; ++i) caches.emplace_back(model.config(), length);
+    for (int64_t i = 0; i < group; ++i) caches.emplace_back(model.config(), model.cache_grids(), length);
   }
 
   // Rows of the pass that follows: the last token of each sequence. A lone sequence is doubled, so that it takes the
@@ -80,7 +80,7 @@ void generate(Engine& engine, const Tokenizer& tokenizer, Span<const int32_t> pr
               const SamplingOptions& options, const std::function<void(int32_t)>& on_token) {
   if (prompt.empty()) fail("generate: expected a prompt of at least one token");
   const size_t vocab = static_cast<size_t>(engine.config().vocab);
-  KvCache cache(engine.config(), static_cast<int64_t>(prompt.size()) + tokens);
+  KvCache cache(engine, static_cast<int64_t>(prompt.size()) + tokens);
   std::vector<float> logits(vocab);
   Sampler sampler(options);
   engine.forward(prompt, cache, prompt.size() - 1, logits.data());

@@ -64,17 +64,12 @@ constexpr int64_t kPanelRows = 24;
 constexpr int64_t kOutputStep = 8;
 const PanelKernel* find_panel_kernel(Isa isa);  // nullptr for scalar: the reference multiplies row by row
 
-// One query head against the keys and values of `count` consecutive positions: out = softmax(scale * K q) V.
-struct AttentionSpan {
-  const float* q = nullptr;  // [head_dim]
-  const float* k = nullptr;  // position j at k + j * stride
-  const float* v = nullptr;
+// Keys or values of consecutive positions.
+struct FloatRows {
+  const float* data = nullptr;  // row j at data + j * stride
   int64_t stride = 0;
   int64_t count = 0;  // >= 1
-  int64_t head_dim = 0;
-  float scale = 1.0f;
-  float* scores = nullptr;  // scratch, [count]
-  float* out = nullptr;     // [head_dim]
+  int64_t cols = 0;
 };
 
 // Operations on vectors of floats. In and out may be the same memory.
@@ -92,7 +87,8 @@ struct VectorKernels {
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
-  void (*attention)(const AttentionSpan& span);
+  void (*scores)(const float* q, const FloatRows& k, float scale, float* out);  // out[j] = scale * q . k[j]
+  void (*mix)(const float* weights, const FloatRows& v, bool add, float* out);  // out[cols] (+)= sum weights[j] * v[j]
 };
 const VectorKernels& vector_kernels(Isa isa);
 

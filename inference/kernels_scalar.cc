@@ -117,15 +117,16 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum;
 }
 
-void attention(const AttentionSpan& a) {
-  for (int64_t j = 0; j < a.count; ++j)
-    a.scores[j] = a.scale * static_cast<float>(dot(a.q, a.k + j * a.stride, a.head_dim));
-  softmax(a.scores, a.count);
-  for (int64_t i = 0; i < a.head_dim; ++i) {
-    double sum = 0.0;
-    for (int64_t j = 0; j < a.count; ++j)
-      sum += static_cast<double>(a.scores[j]) * static_cast<double>(a.v[j * a.stride + i]);
-    a.out[i] = static_cast<float>(sum);
+void scores(const float* q, const FloatRows& k, float scale, float* out) {
+  for (int64_t j = 0; j < k.count; ++j) out[j] = scale * static_cast<float>(dot(q, k.data + j * k.stride, k.cols));
+}
+
+void mix(const float* weights, const FloatRows& v, bool add, float* out) {
+  for (int64_t i = 0; i < v.cols; ++i) {
+    double sum = add ? static_cast<double>(out[i]) : 0.0;
+    for (int64_t j = 0; j < v.count; ++j)
+      sum += static_cast<double>(weights[j]) * static_cast<double>(v.data[j * v.stride + i]);
+    out[i] = static_cast<float>(sum);
   }
 }
 
@@ -149,7 +150,7 @@ const RowKernel kScalarRowKernels[kRunnableTypes] = {
 const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(), channel_kernel<4>(),
                                                             channel_kernel<8>()};
 
-const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp,
-                                            softmax,     kl,       attention};
+const VectorKernels kScalarVectorKernels = {
+    Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp, softmax, kl, scores, mix};
 
 }  // namespace qat

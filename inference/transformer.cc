@@ -6,6 +6,7 @@
 #include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/grid.h"
+#include "inference/attention.h"
 #include "inference/rope.h"
 
 namespace qat {
@@ -21,8 +22,9 @@ float* grown(std::vector<float>& buffer, int64_t floats) {
 
 }  // namespace
 
-Transformer::Transformer(Weights weights, Isa isa) : weights_(std::move(weights)), isa_(isa) {
+Transformer::Transformer(Weights weights, Isa isa, bool float_cache) : weights_(std::move(weights)), isa_(isa) {
   const ModelConfig& c = weights_.config;
+  for (const LayerWeights& layer : weights_.layers) cache_grids_.push_back(float_cache ? CacheScales() : layer.cache);
   for (size_t i = 0; i < c.layers.size(); ++i) {
     std::vector<float>& frequencies = frequencies_[c.layers[i].sliding];
     if (frequencies.empty()) frequencies = rope_frequencies(c, c.layers[i]);
@@ -199,40 +201,42 @@ struct Transformer::Pass {
     observe(Activation::value, linears.k, n, width, v);
     for_rows(2 * width, [&](int64_t r) {
       const BatchRow& row = ws.rows[static_cast<size_t>(r)];
-      std::copy_n(k + r * width, width, row.cache->k(index) + row.position * width);
-      std::copy_n(v + r * width, width, row.cache->v(index) + row.position * width);
+      row.cache->k(index).store(row.position, k + r * width);
+      row.cache->v(index).store(row.position, v + r * width);
     });
   }
 
   // heads = softmax(scale q K^T + mask) V; the mask is the range of positions a row may see.
-  void attend(const LayerConfig& layer) {
-    const int64_t width = c.heads * layer.head_dim, kv_width = layer.kv_heads * layer.head_dim;
+  void attend_rows(const LayerConfig& layer) {
     const int64_t group = c.heads / layer.kv_heads;
-    const size_t source = static_cast<size_t>(layer.kv_source);
-    float* heads = grown(ws.heads, n * width);
+    const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
+    float* heads = grown(ws.heads, n * c.heads * layer.head_dim);
     int64_t longest = 0;
-    for (const BatchRow& row : ws.rows) longest = std::max(longest, row.position + 1);
-    longest = (longest + 15) / 16 * 16;
-    float* scores = grown(ws.scores, longest * pool.size());
-    const int64_t piece = std::max<int64_t>(1, (int64_t{1} << 16) / (longest * layer.head_dim));
-    pool.parallel_for(n * c.heads, piece, [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin; i < end; ++i) {
+    for (const BatchRow& row : ws.rows) longest = std::max(longest, std::min(row.position + 1, window));
+    const int64_t decoded = kAttentionBlock * layer.head_dim;
+    const int64_t scratch = decoded + (group * longest + 15) / 16 * 16;
+    float* attention = grown(ws.attention, scratch * pool.size());
+    // Whole groups, unless that leaves a thread without work.
+    const int64_t step = n * layer.kv_heads < pool.size() ? 1 : group;
+    const int64_t least = std::max<int64_t>(1, (int64_t{1} << 16) / (longest * layer.head_dim));
+    pool.parallel_for(n * c.heads, (least + step - 1) / step * step, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin, next = 0; i < end; i = next) {
+        next = std::min(end, (i / group + 1) * group);
         const BatchRow& row = ws.rows[static_cast<size_t>(i / c.heads)];
-        const int64_t head = i % c.heads, kv_head = head / group;
-        const bool windowed = layer.sliding && c.sliding_window > 0;
-        const int64_t first = windowed ? std::max<int64_t>(0, row.position + 1 - c.sliding_window) : 0;
-        const int64_t at = first * kv_width + kv_head * layer.head_dim;
-        AttentionSpan span;
-        span.q = ws.q.data() + i * layer.head_dim;
-        span.k = row.cache->k(source) + at;
-        span.v = row.cache->v(source) + at;
-        span.stride = kv_width;
-        span.count = row.position + 1 - first;
-        span.head_dim = layer.head_dim;
-        span.scale = static_cast<float>(c.attention_scale);
-        span.scores = scores + worker * longest;
-        span.out = heads + i * layer.head_dim;
-        ops.attention(span);
+        AttentionHeads a;
+        a.q = ws.q.data() + i * layer.head_dim;
+        a.heads = next - i;
+        a.head_dim = layer.head_dim;
+        a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
+        a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
+        a.kv_head = i % c.heads / group;
+        a.count = std::min(row.position + 1, window);
+        a.first = row.position + 1 - a.count;
+        a.scale = static_cast<float>(c.attention_scale);
+        a.decoded = attention + worker * scratch;
+        a.scores = a.decoded + decoded;
+        a.out = heads + i * layer.head_dim;
+        attend(model.isa_, a);
       }
     });
   }
@@ -245,7 +249,7 @@ struct Transformer::Pass {
     set_input(ws.input, ws.normed.data(), n, c.hidden);
     project_q(l, layer, linears.q);
     if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, linears, index);
-    attend(layer);
+    attend_rows(layer);
     set_input(ws.inner, ws.heads.data(), n, c.heads * layer.head_dim);
     multiply(ws.inner, ws.heads.data(), l.o, linears.o, ws.branch.data());
     add_branch(l.post_attention_norm);
@@ -317,6 +321,7 @@ struct Transformer::Pass {
 void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, float* logits) const {
   Pass pass(*this, pool, ws);
   QAT_CHECK(pass.n > 0 && pass.n <= kMaxBatchRows && first_logit >= 0 && first_logit <= pass.n);
+  for (const BatchRow& row : ws.rows) QAT_CHECK(row.cache->has_grids() == has_grids(cache_grids_));
   pass.embed();
   if (pass.c.ple > 0) pass.embed_per_layer();
   pass.prepare_rope();

@@ -19,8 +19,6 @@ struct BatchRow {
   KvCache* cache = nullptr;
 };
 
-constexpr int64_t kMaxBatchRows = 512;  // rows per pass: bounds the memory of a workspace
-
 // Memory that a pass needs, reused by the next. One per thread of passes.
 struct Workspace {
   std::vector<BatchRow> rows;
@@ -30,16 +28,17 @@ struct Workspace {
   std::vector<float> gate, up;        // [rows, ffn]
   std::vector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
   std::vector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
-  std::vector<float> scores;                     // per worker [longest sequence]
+  std::vector<float> attention;                  // per worker: scores and decoded keys or values
   std::vector<float> rounded;                    // input of a linear on its static grid
   MatmulInput input, inner, rounded_input;       // of the projections out of the residual stream; of those back into it
 };
 
 class Transformer {
  public:
-  Transformer(Weights weights, Isa isa);
+  Transformer(Weights weights, Isa isa, bool float_cache);
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
+  const std::vector<CacheScales>& cache_grids() const { return cache_grids_; }  // per layer
 
   // One pass over ws.rows (1..kMaxBatchRows; it consumes them), whose K and V are written to their caches at their
   // positions; cache lengths are the caller's. logits [rows - first_logit, vocab] of the rows from first_logit on,
@@ -63,6 +62,7 @@ class Transformer {
 
   Weights weights_;
   Isa isa_;
+  std::vector<CacheScales> cache_grids_;
   std::vector<float>
       frequencies_[2];            // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none
   std::vector<Linears> linears_;  // per layer

@@ -173,69 +173,73 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
 // ---- Attention
 
 // Four dot products at a time share the loads of q.
-void scores_of_four(const AttentionSpan& a, int64_t j) {
-  const float *k0 = a.k + j * a.stride, *k1 = k0 + a.stride, *k2 = k1 + a.stride, *k3 = k2 + a.stride;
+__m128 scores_of_four(const float* q, const float* k, int64_t stride, int64_t n) {
+  const float *k1 = k + stride, *k2 = k1 + stride, *k3 = k2 + stride;
   __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-  for (int64_t i = 0; i < a.head_dim; i += 8) {
-    const int64_t left = a.head_dim - i;
+  for (int64_t i = 0; i < n; i += 8) {
+    const int64_t left = n - i;
     const auto eight = [i, left](const float* p) {
       return left >= 8 ? _mm256_loadu_ps(p + i) : load_first(p + i, left);
     };
-    const __m256 q = eight(a.q);
-    sum0 = _mm256_fmadd_ps(q, eight(k0), sum0);
-    sum1 = _mm256_fmadd_ps(q, eight(k1), sum1);
-    sum2 = _mm256_fmadd_ps(q, eight(k2), sum2);
-    sum3 = _mm256_fmadd_ps(q, eight(k3), sum3);
+    const __m256 x = eight(q);
+    sum0 = _mm256_fmadd_ps(x, eight(k), sum0);
+    sum1 = _mm256_fmadd_ps(x, eight(k1), sum1);
+    sum2 = _mm256_fmadd_ps(x, eight(k2), sum2);
+    sum3 = _mm256_fmadd_ps(x, eight(k3), sum3);
   }
   const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum0, sum1), _mm256_hadd_ps(sum2, sum3));
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-  _mm_storeu_ps(a.scores + j, _mm_mul_ps(four, _mm_set1_ps(a.scale)));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
-void score_of_one(const AttentionSpan& a, int64_t j) {
-  const float* k = a.k + j * a.stride;
+float score_of_one(const float* q, const float* k, int64_t n) {
   __m256 sum = _mm256_setzero_ps();
-  for (int64_t i = 0; i < a.head_dim; i += 8) {
-    const bool whole = i + 8 <= a.head_dim;
-    sum = whole ? _mm256_fmadd_ps(_mm256_loadu_ps(a.q + i), _mm256_loadu_ps(k + i), sum)
-                : _mm256_fmadd_ps(load_first(a.q + i, a.head_dim - i), load_first(k + i, a.head_dim - i), sum);
+  for (int64_t i = 0; i < n; i += 8) {
+    const bool whole = i + 8 <= n;
+    sum = whole ? _mm256_fmadd_ps(_mm256_loadu_ps(q + i), _mm256_loadu_ps(k + i), sum)
+                : _mm256_fmadd_ps(load_first(q + i, n - i), load_first(k + i, n - i), sum);
   }
-  a.scores[j] = sum_lanes(sum) * a.scale;
+  return sum_lanes(sum);
 }
 
-// out[i .. i + 8 * kVectors) = sum over positions of score * v; even and odd positions in chains of their own.
+void scores(const float* q, const FloatRows& k, float scale, float* out) {
+  int64_t j = 0;
+  for (; j + 4 <= k.count; j += 4) {
+    const __m128 four = scores_of_four(q, k.data + j * k.stride, k.stride, k.cols);
+    _mm_storeu_ps(out + j, _mm_mul_ps(four, _mm_set1_ps(scale)));
+  }
+  for (; j < k.count; ++j) out[j] = score_of_one(q, k.data + j * k.stride, k.cols) * scale;
+}
+
+// Columns i .. i + 8 * kVectors; even and odd positions in chains of their own.
 template <int kVectors>
-void mix_values(const AttentionSpan& a, int64_t i) {
+void mix_columns(const float* weights, const FloatRows& rows, int64_t i, bool add, float* out) {
   Lanes<kVectors> even, odd;
-  const float* v = a.v + i;
+  if (add) even.load(out + i);
+  const float* v = rows.data + i;
   int64_t j = 0;
-  for (; j + 2 <= a.count; j += 2, v += 2 * a.stride) {
-    even.add_product(_mm256_broadcast_ss(a.scores + j), v);
-    odd.add_product(_mm256_broadcast_ss(a.scores + j + 1), v + a.stride);
+  for (; j + 2 <= rows.count; j += 2, v += 2 * rows.stride) {
+    even.add_product(_mm256_broadcast_ss(weights + j), v);
+    odd.add_product(_mm256_broadcast_ss(weights + j + 1), v + rows.stride);
   }
-  if (j < a.count) even.add_product(_mm256_broadcast_ss(a.scores + j), v);
+  if (j < rows.count) even.add_product(_mm256_broadcast_ss(weights + j), v);
   even.add(odd);
-  even.store(a.out + i);
+  even.store(out + i);
 }
 
-void attention(const AttentionSpan& a) {
-  int64_t j = 0;
-  for (; j + 4 <= a.count; j += 4) scores_of_four(a, j);
-  for (; j < a.count; ++j) score_of_one(a, j);
-  softmax(a.scores, a.count);
+void mix(const float* weights, const FloatRows& v, bool add, float* out) {
   int64_t i = 0;
-  for (; i + 32 <= a.head_dim; i += 32) mix_values<4>(a, i);
-  for (; i + 8 <= a.head_dim; i += 8) mix_values<1>(a, i);
-  for (; i < a.head_dim; ++i) {
-    float sum = 0.0f;
-    for (j = 0; j < a.count; ++j) sum += a.scores[j] * a.v[j * a.stride + i];
-    a.out[i] = sum;
+  for (; i + 32 <= v.cols; i += 32) mix_columns<4>(weights, v, i, add, out);
+  for (; i + 8 <= v.cols; i += 8) mix_columns<1>(weights, v, i, add, out);
+  for (; i < v.cols; ++i) {
+    float sum = add ? out[i] : 0.0f;
+    for (int64_t j = 0; j < v.count; ++j) sum += weights[j] * v.data[j * v.stride + i];
+    out[i] = sum;
   }
 }
 
 }  // namespace
 
-const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp,
-                                          softmax,   kl,       attention};
+const VectorKernels kAvx2VectorKernels = {
+    Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp, softmax, kl, scores, mix};
 
 }  // namespace qat

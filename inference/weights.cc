@@ -139,6 +139,7 @@ Weights from_mobile(const std::string& path) {
                   return matrix;
                 },
                 [&](const TensorInfo& info) { return checkpoint->read(info); }});
+  for (size_t i = 0; i < w.layers.size(); ++i) w.layers[i].cache = checkpoint->cache_scales(static_cast<int>(i));
   w.owners.push_back(checkpoint);
   return w;
 }

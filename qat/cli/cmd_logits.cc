@@ -99,7 +99,7 @@ void run_logits(const LogitsOptions& options) {
                                          {"logits", DType::F32, {matrix.rows, matrix.cols, vocab}}});
   writer.append(matrix.ids.data(), matrix.ids.size() * sizeof(int64_t));
   std::vector<float> logits(static_cast<size_t>(std::min(kPiece, matrix.cols) * vocab));
-  KvCache cache(engine.config(), matrix.cols);
+  KvCache cache(engine, matrix.cols);
   ProgressBar bar("logits", matrix.rows * matrix.cols);
   for (int64_t row = 0; row < matrix.rows; ++row) {
     cache.clear();

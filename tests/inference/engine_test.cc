@@ -60,7 +60,7 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t seed =
 }
 
 std::vector<float> run(Engine& engine, const std::vector<int32_t>& tokens, size_t first = 0) {
-  KvCache cache(engine.config(), static_cast<int64_t>(tokens.size()));
+  KvCache cache(engine, static_cast<int64_t>(tokens.size()));
   std::vector<float> logits((tokens.size() - first) * static_cast<size_t>(engine.config().vocab));
   engine.forward(tokens, cache, first, logits.data());
   EXPECT_EQ(cache.length(), static_cast<int64_t>(tokens.size()));
@@ -113,7 +113,7 @@ TEST_P(EngineTest, TokenByTokenIsTheWholePrompt) {
     const size_t vocab = static_cast<size_t>(engine.config().vocab);
     const std::vector<int32_t> tokens = random_tokens(40, engine.config().vocab);
     std::vector<float> steps(tokens.size() * vocab);
-    KvCache cache(engine.config(), 40);
+    KvCache cache(engine, 40);
     engine.forward({tokens.data(), 7}, cache, 0, steps.data());  // some at once, the rest one by one
     for (size_t i = 7; i < tokens.size(); ++i)
       engine.forward({tokens.data() + i, 1}, cache, 0, steps.data() + i * vocab);
@@ -131,7 +131,7 @@ TEST_P(EngineTest, BatchOfSequencesIsEachAlone) {
   for (size_t s = 0; s < sequences; ++s) {
     texts.push_back(
         random_tokens(static_cast<int64_t>(3 + 8 * s), engine.config().vocab, 20 + s));  // of different lengths
-    caches.emplace_back(engine.config(), 64);
+    caches.emplace_back(engine, 64);
   }
   for (size_t s = 0; s < sequences; ++s) {
     engine.forward({texts[s].data(), texts[s].size() - 1}, caches[s], texts[s].size() - 1, nullptr);
@@ -166,12 +166,21 @@ TEST_P(EngineTest, LogitsFromALaterRowOnAreTheSameRows) {
   }
 }
 
+// Windows that begin anywhere in the ring of a sliding layer's cache.
+TEST_P(EngineTest, LongPromptsAreTheModel) {
+  Engine engine(strong_weights(path_), with_threads(2, true));
+  const std::vector<int32_t> tokens = random_tokens(600, engine.config().vocab);
+  const std::vector<double> all = naive_logits(strong_weights(path_), tokens);
+  const std::vector<float> expected(all.begin() + 590 * engine.config().vocab, all.end());
+  expect_near(run(engine, tokens, 590), expected, kRounding);
+}
+
 // 1100 tokens are three passes; the middle and the end must see what earlier passes left in the cache.
 TEST_P(EngineTest, LongPromptsRunInPasses) {
   Engine engine(strong_weights(path_), with_threads(2));
   const std::vector<int32_t> tokens = random_tokens(1100, engine.config().vocab);
   const std::vector<float> whole = run(engine, tokens, 1000);
-  KvCache cache(engine.config(), 1100);
+  KvCache cache(engine, 1100);
   std::vector<float> parts(whole.size());
   engine.forward({tokens.data(), 300}, cache, 300, nullptr);
   engine.forward({tokens.data() + 300, 500}, cache, 500, nullptr);
@@ -252,7 +261,7 @@ TEST_P(EngineTest, HookSeesWhatGoesIntoTheCache) {
   const ModelConfig& c = engine.config();
   const std::vector<int32_t> tokens = random_tokens(6, c.vocab);
   SeenByName all = observe(engine, tokens, 6);
-  KvCache cache(c, 6);
+  KvCache cache(engine, 6);
   engine.forward(tokens, cache, 6, nullptr);
   for (const TensorInfo& info : tensor_table(c)) {
     if (info.role != Role::k) continue;
@@ -261,8 +270,8 @@ TEST_P(EngineTest, HookSeesWhatGoesIntoTheCache) {
     ASSERT_EQ(key.data.size(), 6 * width);
     ASSERT_EQ(value.data.size(), 6 * width);
     EXPECT_EQ(key.layer, info.layer);
-    EXPECT_TRUE(std::equal(key.data.begin(), key.data.end(), cache.k(layer))) << info.name;
-    EXPECT_TRUE(std::equal(value.data.begin(), value.data.end(), cache.v(layer))) << info.name;
+    EXPECT_TRUE(std::equal(key.data.begin(), key.data.end(), cache.k(layer).floats(0, 0))) << info.name;
+    EXPECT_TRUE(std::equal(value.data.begin(), value.data.end(), cache.v(layer).floats(0, 0))) << info.name;
   }
 }
 
@@ -289,14 +298,17 @@ TEST(SlidingWindow, HoldsExactlyItsPositions) {
   write_tiny_model(path, json, DType::F32);
   for (const bool reference : {true, false}) {
     Engine engine(load_weights(path), with_threads(1, reference));
-    const int64_t window = engine.config().sliding_window, length = 40;
-    const std::vector<int32_t> tokens = random_tokens(length, engine.config().vocab);
-    const std::vector<float> before = run(engine, tokens, length - 1);
-    for (int64_t i = 0; i < length; ++i) {
-      std::vector<int32_t> changed = tokens;
-      int32_t& token = changed[static_cast<size_t>(i)];
-      token = (token + 1) % static_cast<int32_t>(engine.config().vocab);
-      EXPECT_EQ(run(engine, changed, length - 1) != before, i >= length - window) << "position " << i;
+    const int64_t window = engine.config().sliding_window;
+    // The longer one goes round the ring of the cache, which has place for the window and a pass.
+    for (const int64_t length : {int64_t{40}, kMaxBatchRows + 3 * window}) {
+      const std::vector<int32_t> tokens = random_tokens(length, engine.config().vocab);
+      const std::vector<float> before = run(engine, tokens, length - 1);
+      for (int64_t i = std::max<int64_t>(0, length - 2 * window); i < length; ++i) {
+        std::vector<int32_t> changed = tokens;
+        int32_t& token = changed[static_cast<size_t>(i)];
+        token = (token + 1) % static_cast<int32_t>(engine.config().vocab);
+        EXPECT_EQ(run(engine, changed, length - 1) != before, i >= length - window) << "position " << i;
+      }
     }
   }
 }
@@ -368,7 +380,7 @@ TEST(EngineErrors, TokensAndLengthsAreChecked) {
   write_tiny_model(path, gemma4_json(), DType::F32);
   Engine engine(load_weights(path), with_threads(1));
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab) * 4);
-  KvCache cache(engine.config(), 3);
+  KvCache cache(engine, 3);
   const std::vector<int32_t> negative = {-1}, beyond = {260}, four = {1, 2, 3, 4};
   expect_error([&] { engine.forward(negative, cache, 0, logits.data()); },
                "token id -1 is outside the model's vocabulary of 260");

@@ -167,7 +167,7 @@ TEST_F(Evaluation, PerplexityAgreesWithItsDefinition) {
       std::vector<int32_t> tokens(c.tokens.begin() + chunk * context, c.tokens.begin() + (chunk + 1) * context);
       const std::vector<int32_t> labels = tokens;
       tokens[0] = tokenizer_->bos_id();
-      KvCache cache(engine_->config(), context);
+      KvCache cache(*engine_, context);
       engine_->forward(tokens, cache, 0, logits.data());
       for (int64_t i = context / 2; i + 1 < context; ++i, ++scored) {
         const float* row = logits.data() + i * vocab;
@@ -196,7 +196,7 @@ TEST_F(Evaluation, LongContextsAreScoredInBlocks) {
   for (int64_t chunk = 0; chunk < 2; ++chunk) {
     std::vector<int32_t> tokens(c.tokens.begin() + chunk * 600, c.tokens.begin() + (chunk + 1) * 600);
     tokens[0] = tokenizer_->bos_id();
-    KvCache cache(engine_->config(), 600);
+    KvCache cache(*engine_, 600);
     engine_->forward(tokens, cache, 0, logits.data());
     for (int64_t i = 300; i < 599; ++i) {
       const float* row = logits.data() + i * vocab;

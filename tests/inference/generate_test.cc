@@ -104,14 +104,14 @@ TEST_F(Generation, GreedyFollowsTheLogits) {
   std::vector<int32_t> tokens = prompt;
   std::vector<float> logits(static_cast<size_t>(e->config().vocab));
   for (const int32_t id : written) {
-    KvCache cache(e->config(), 64);
+    KvCache cache(*e, 64);
     e->forward(tokens, cache, tokens.size() - 1, logits.data());
     // The likeliest, up to the rounding between one pass and many.
     EXPECT_NEAR(logits[static_cast<size_t>(id)], *std::max_element(logits.begin(), logits.end()), 1e-4);
     tokens.push_back(id);
   }
   if (written.size() < 12) {  // only an end-of-generation token may stop it
-    KvCache cache(e->config(), 64);
+    KvCache cache(*e, 64);
     e->forward(tokens, cache, tokens.size() - 1, logits.data());
     const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
     EXPECT_TRUE(tokenizer_->is_end_of_generation(static_cast<int32_t>(best)));
@@ -157,7 +157,7 @@ TEST_F(Generation, SequencesAreDrawnFromTheModel) {
   std::vector<float> logits(static_cast<size_t>(length) * vocab);
   double surprise = 0.0, entropy = 0.0;
   for (const auto& s : sequences) {
-    KvCache cache(e->config(), length);
+    KvCache cache(*e, length);
     e->forward(s, cache, 0, logits.data());
     for (size_t i = 0; i + 1 < s.size(); ++i) {
       const float* row = logits.data() + i * vocab;

@@ -40,6 +40,7 @@ class Golden : public testing::TestWithParam<GoldenCase> {
     QAT_NEED_SHARED(std::string("goldens/") + GetParam().model);
     EngineOptions options;
     options.reference = GetParam().reference;
+    options.float_cache = true;  // transformers ignores the cache's scales
     engine_ = std::make_unique<Engine>(load_weights(directory), options);
     golden_ = std::make_unique<Safetensors>(directory + "/golden.safetensors");
     ids_ = to_ints(golden_->at("input_ids"), golden_->path());
@@ -52,7 +53,7 @@ class Golden : public testing::TestWithParam<GoldenCase> {
   // Logits of sequence s.
   std::vector<float> run(int64_t s) {
     const std::vector<int32_t> tokens(ids_.begin() + s * length_, ids_.begin() + (s + 1) * length_);
-    KvCache cache(engine_->config(), length_);
+    KvCache cache(*engine_, length_);
     std::vector<float> logits(static_cast<size_t>(length_ * engine_->config().vocab));
     engine_->forward(tokens, cache, 0, logits.data());
     return logits;

@@ -38,20 +38,38 @@ class MobileEngine : public testing::TestWithParam<bool> {
     writer.commit();
   }
 
-  // Logits of 12 tokens at once, then of 3 more, one at a time.
-  std::vector<float> run(const std::string& directory) {
+  Engine load(const std::string& directory, bool float_cache = false) {
     EngineOptions options;
     options.threads = 2;
     options.reference = GetParam();
-    Engine engine(load_weights(directory), options);
-    KvCache cache(engine.config(), 15);
+    options.float_cache = float_cache;
+    return Engine(load_weights(directory), options);
+  }
+
+  // Logits of 12 tokens at once, then of 3 more, one at a time.
+  std::vector<float> run(const std::string& directory, bool float_cache = false) {
+    Engine engine = load(directory, float_cache);
+    KvCache cache(engine, 15);
     const size_t vocab = static_cast<size_t>(engine.config().vocab);
     std::vector<float> logits(15 * vocab);
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 15; ++i) tokens.push_back(i * 17 % 250);
+    const std::vector<int32_t> tokens = some_tokens();
     engine.forward({tokens.data(), 12}, cache, 0, logits.data());
     for (size_t i = 12; i < 15; ++i) engine.forward({tokens.data() + i, 1}, cache, 0, logits.data() + i * vocab);
     return logits;
+  }
+
+  static std::vector<int32_t> some_tokens() {
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 15; ++i) tokens.push_back(i * 17 % 250);
+    return tokens;
+  }
+
+  // Grids for the caches of all layers that own theirs: sliding layers 8 bits, global ones 4.
+  void set_cache_scales(float k, float v) {
+    const ModelConfig config = model_config_from_hf(dir_ / "hf");
+    for (size_t i = 0; i < config.layers.size(); ++i)
+      if (config.layers[i].kv_source == static_cast<int64_t>(i))
+        model_.cache_scales[i] = {k, v, config.layers[i].sliding ? 8 : 4};
   }
 
   // Activation scales of one role, everywhere.
@@ -65,6 +83,7 @@ class MobileEngine : public testing::TestWithParam<bool> {
 
   TemporaryDirectory dir_;
   TinyMobile model_;
+  std::map<std::pair<size_t, bool>, std::vector<float>> expected_;  // of a cache, by layer; keys: true
 };
 
 TEST_P(MobileEngine, CodesAndScalesAreTheFloatsTheyMean) {
@@ -102,6 +121,55 @@ TEST_P(MobileEngine, TheHeadsOutputIsOnItsGrid) {
     ASSERT_LE(std::fabs(level * 0.25 - raw), 0.125 + 1e-4);
   }
   EXPECT_LE(worst, 1e-3);
+}
+
+// What goes into a linear's cache, as the hook sees it, is in the cache as its grid has it.
+TEST_P(MobileEngine, TheCacheIsOnItsGrids) {
+  set_cache_scales(0.25f, 0.125f);
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  Engine engine = load(dir_ / "mobile");
+  KvCache cache(engine, 15);
+  int seen = 0;
+  engine.set_activation_hook([&](const Observed& observed) {
+    if (observed.kind != Activation::key && observed.kind != Activation::value) return;
+    const size_t layer = static_cast<size_t>(observed.layer);
+    const LayerConfig& config = engine.config().layers[layer];
+    const bool key = observed.kind == Activation::key;
+    std::vector<float> expected(static_cast<size_t>(observed.rows * observed.cols));
+    fake_quantize_channel(config.sliding ? 8 : 4, observed.data, observed.rows * observed.cols, key ? 0.25f : 0.125f,
+                          expected.data());
+    std::vector<float>& kept = expected_[{layer, key}];
+    kept.insert(kept.end(), expected.begin(), expected.end());
+    ++seen;
+  });
+  engine.forward(some_tokens(), cache, 15, nullptr);
+  EXPECT_GT(seen, 0);
+  for (const auto& [where, expected] : expected_) {
+    const LayerConfig& config = engine.config().layers[where.first];
+    CacheRows& rows = where.second ? cache.k(where.first) : cache.v(where.first);
+    std::vector<float> actual(expected.size());
+    for (int64_t i = 0; i < 15 * config.kv_heads; ++i)
+      rows.decode(Isa::scalar, i / config.kv_heads, i % config.kv_heads, actual.data() + i * config.head_dim);
+    EXPECT_EQ(actual, expected) << "layer " << where.first << (where.second ? " keys" : " values");
+  }
+}
+
+TEST_P(MobileEngine, FloatCacheIgnoresTheGrids) {
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "plain");
+  set_cache_scales(0.5f, 0.5f);
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  const std::vector<float> plain = run(dir_ / "plain");
+  EXPECT_EQ(run(dir_ / "mobile", true), plain);
+  EXPECT_NE(run(dir_ / "mobile"), plain);
+}
+
+// So coarse a grid of values has no other level near than zero: attention adds nothing.
+TEST_P(MobileEngine, AttentionReadsTheCacheAsItIsStored) {
+  set_cache_scales(0.0f, 1e6f);
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  write_floats(dir_ / "floats", {Role::o});
+  std::vector<float> expected = run(dir_ / "floats"), actual = run(dir_ / "mobile");
+  EXPECT_EQ(actual, expected);
 }
 
 TEST_P(MobileEngine, TokenizerComesAlong) {

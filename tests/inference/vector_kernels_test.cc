@@ -138,7 +138,9 @@ TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
                                v = random.floats(count * stride);
       std::vector<float> scores(static_cast<size_t>(count) + 1, 7.0f), out(static_cast<size_t>(head_dim) + 1, 7.0f);
       const float scale = 0.7f;
-      ops_->attention({q.data(), k.data(), v.data(), stride, count, head_dim, scale, scores.data(), out.data()});
+      ops_->scores(q.data(), {k.data(), stride, count, head_dim}, scale, scores.data());
+      ops_->softmax(scores.data(), count);
+      ops_->mix(scores.data(), {v.data(), stride, count, head_dim}, false, out.data());
       EXPECT_EQ(scores.back(), 7.0f);
       EXPECT_EQ(out.back(), 7.0f);
       std::vector<double> p(static_cast<size_t>(count)), expected(static_cast<size_t>(head_dim), 0.0);
@@ -159,6 +161,10 @@ TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
       const double bound = kEps * (0.25 * static_cast<double>(head_dim) + 0.5 * static_cast<double>(count) + 8);
       for (int64_t i = 0; i < head_dim; ++i)
         ASSERT_NEAR(out[static_cast<size_t>(i)], expected[static_cast<size_t>(i)], bound) << head_dim << " x " << count;
+      ops_->mix(scores.data(), {v.data(), stride, count, head_dim}, true, out.data());
+      for (int64_t i = 0; i < head_dim; ++i)
+        ASSERT_NEAR(out[static_cast<size_t>(i)], 2 * expected[static_cast<size_t>(i)], 2 * bound) << "added";
+      EXPECT_EQ(out.back(), 7.0f);
     }
   }
 }

@@ -1,0 +1,86 @@
+#include "inference/kv_cache.h"
+
+#include <algorithm>
+
+#include "format/channel_grid.h"
+#include "format/error.h"
+#include "inference/kernels.h"
+#include "inference/transformer.h"
+
+namespace qat {
+
+CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
+    : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f ? bits : 0), scale_(scale) {
+  if (bits_ == 0) {
+    floats_.resize(static_cast<size_t>(slots * stride()));
+  } else {
+    head_bytes_ = row_bytes(code_type(bits_), head_dim);
+    codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
+  }
+}
+
+size_t CacheRows::code_offset(int64_t position, int64_t head) const {
+  return static_cast<size_t>(position % slots_ * heads_ + head) * head_bytes_;
+}
+
+const float* CacheRows::floats(int64_t position, int64_t head) const {
+  return bits_ != 0 ? nullptr : floats_.data() + position % slots_ * stride() + head * head_dim_;
+}
+
+void CacheRows::store(int64_t position, const float* row) {
+  if (bits_ == 0) {
+    std::copy_n(row, stride(), floats_.begin() + position % slots_ * stride());
+    return;
+  }
+  int8_t codes[256];
+  constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
+  for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
+    uint8_t* out = codes_.data() + code_offset(position, head);
+    for (int64_t i = 0; i < head_dim_; i += kPiece) {
+      const int64_t n = std::min(kPiece, head_dim_ - i);
+      encode_channel(bits_, row + i, n, scale_, codes);
+      pack_codes(bits_, codes, 1, n, out + i * bits_ / 8);
+    }
+  }
+}
+
+void CacheRows::decode(Isa isa, int64_t position, int64_t head, float* out) const {
+  if (bits_ == 0) {
+    std::copy_n(floats(position, head), head_dim_, out);
+    return;
+  }
+  const uint8_t* codes = codes_.data() + code_offset(position, head);
+  find_channel_kernel(code_type(bits_), isa)->decode(codes, head_dim_, scale_, out);
+}
+
+KvCache::KvCache(const Engine& engine, int64_t capacity)
+    : KvCache(engine.config(), engine.impl().transformer.cache_grids(), capacity) {}
+
+KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity)
+    : capacity_(capacity), has_grids_(qat::has_grids(grids)) {
+  QAT_CHECK(capacity > 0 && (grids.empty() || grids.size() == config.layers.size()));
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const LayerConfig& layer = config.layers[i];
+    k_.emplace_back();
+    v_.emplace_back();
+    if (layer.kv_source != static_cast<int64_t>(i)) continue;
+    const bool windowed = layer.sliding && config.sliding_window > 0;
+    const int64_t slots = windowed ? std::min(capacity, config.sliding_window + kMaxBatchRows - 1) : capacity;
+    const CacheScales grid = grids.empty() ? CacheScales() : grids[i];
+    k_[i] = CacheRows(layer.kv_heads, layer.head_dim, slots, grid.bits, grid.k);
+    v_[i] = CacheRows(layer.kv_heads, layer.head_dim, slots, grid.bits, grid.v);
+  }
+}
+
+size_t KvCache::bytes() const {
+  size_t total = 0;
+  for (size_t i = 0; i < k_.size(); ++i) total += k_[i].bytes() + v_[i].bytes();
+  return total;
+}
+
+bool has_grids(const std::vector<CacheScales>& grids) {
+  return std::any_of(grids.begin(), grids.end(),
+                     [](const CacheScales& g) { return g.bits != 0 && (g.k > 0.0f || g.v > 0.0f); });
+}
+
+}  // namespace qat
