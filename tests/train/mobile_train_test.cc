@@ -129,8 +129,7 @@ TEST_F(MobileTrainer, EveryStaticGridIsInTheFile) {
 
 // float32 sums in another order can move a number across a rounding tie, which moves logits by a step: rare here.
 TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputed) {
-  Recipe r = mobile("run");
-  r.kv_sliding_bits = r.kv_global_bits = 0;
+  const Recipe r = mobile("run");
   train(r);
   const Trained trained(r);
   const int64_t length = 40;
@@ -139,7 +138,7 @@ TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputed) {
   EngineOptions options;
   options.reference = true;
   Engine engine(load_weights(r.out + "/quantized"), options);
-  KvCache cache(engine.config(), length);
+  KvCache cache(engine, length);
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(ids[0][i].item<int64_t>()));
   torch::Tensor logits = torch::empty_like(expected);
