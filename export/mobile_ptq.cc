@@ -260,7 +260,7 @@ void calibrate(const std::string& model, const MobilePtqOptions& options, Activa
   engine.set_activation_hook([&](const Observed& seen) { statistics.observe(seen); });
   size_t longest = 1;
   for (const std::vector<int32_t>& sequence : options.calibration) longest = std::max(longest, sequence.size());
-  KvCache cache(engine.config(), static_cast<int64_t>(longest));
+  KvCache cache(engine, static_cast<int64_t>(longest));
   int64_t done = 0;
   for (const std::vector<int32_t>& sequence : options.calibration) {
     cache.clear();

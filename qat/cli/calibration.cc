@@ -64,7 +64,7 @@ std::vector<std::vector<int32_t>> calibration_sequences(const Tokenizer& tokeniz
 Importance collect_importance(Engine& engine, const std::vector<std::vector<int32_t>>& sequences) {
   ActivationSums sums;
   engine.set_activation_hook([&](const Observed& observed) { sums.add(observed); });
-  KvCache cache(engine.config(), kCalibrationContext);
+  KvCache cache(engine, kCalibrationContext);
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab));
   ProgressBar bar("activations", static_cast<int64_t>(sequences.size()));
   int64_t done = 0;

@@ -82,8 +82,15 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
   command.add_option("--threads", options.threads, "Processor threads; 0: all")
       ->check(whole_number(0, 4096))
       ->type_name("N");
-  if (reference)
-    command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
+  if (!reference) return;
+  command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
+  command
+      .add_option_function<std::string>(
+          "--kv-cache", [&options](const std::string& kind) { options.float_cache = kind == "float"; },
+          "K and V as the model's file says (of a mobile directory: on its static grids), or float")
+      ->check(one_of({"file", "float"}))
+      ->type_name("KIND")
+      ->default_str("file");
 }
 
 DType grid_from_name(const std::string& name, const std::string& flag, bool mobile) {

@@ -140,7 +140,7 @@ TEST_F(MobilePtq, StaticScalesComeFromTheQuantizedModelsActivations) {
       if (seen.kind == Activation::input && !second) inputs[name].observe(seen.data, count);
     });
     for (const std::vector<int32_t>& sequence : options_.calibration) {
-      KvCache cache(engine.config(), 300);
+      KvCache cache(engine, 300);
       engine.forward(sequence, cache, sequence.size(), nullptr);
     }
     const MobileCheckpoint read(dir_ / "mobile"), plain(dir_ / "weights");
@@ -208,7 +208,7 @@ TEST(MobilePtqOf, OtherModels) {
     expect_row(read.tensor(head), source.read(from), 5, head.shape[1], PtqMethod::mse, nullptr, head.name);
     EXPECT_GT(read.cache_scales(0).v, 0.0f);
     Engine engine(load_weights(dir / "mobile"));
-    KvCache cache(engine.config(), 8);
+    KvCache cache(engine, 8);
     std::vector<float> logits(static_cast<size_t>(engine.config().vocab));
     const std::vector<int32_t> tokens = {2, 70, 80};
     engine.forward(tokens, cache, 2, logits.data());
