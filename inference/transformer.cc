@@ -70,34 +70,22 @@ struct Transformer::Pass {
     });
   }
 
-  void set_input(MatmulInput& input, const float* x, int64_t rows, int64_t cols) {
-    input.set(model.isa_, pool, x, rows, cols);
-  }
-
   void observe(Activation kind, const Linear& linear, int64_t rows, int64_t cols, const float* x) {
     if (model.activation_hook) model.activation_hook({kind, linear.name, linear.layer, rows, cols, x});
   }
 
-  // y = input * matrix^T; x is what `input` was set from. Where the matrix has static activation scales, input and
-  // output are rounded to them.
-  void multiply(MatmulInput& input, const float* x, const Matrix& matrix, const Linear& linear, float* y) {
+  // y = input * matrix^T. Where the matrix has static activation scales, input and output are rounded to them.
+  void multiply(MatmulInput& input, const Matrix& matrix, const Linear& linear, float* y) {
     const int64_t rows = input.rows();
-    observe(Activation::input, linear, rows, matrix.cols, x);
-    if (matrix.input_scale != 0.0f) {
-      float* rounded = grown(ws.rounded, rows * matrix.cols);
-      round_rows(x, rows, matrix.cols, matrix.input_scale, rounded);
-      set_input(ws.rounded_input, rounded, rows, matrix.cols);
-      matmul(model.isa_, pool, ws.rounded_input, matrix, y);
-    } else {
-      matmul(model.isa_, pool, input, matrix, y);
-    }
+    observe(Activation::input, linear, rows, matrix.cols, input.x());
+    matmul(model.isa_, pool, input, matrix, y);
     observe(Activation::output, linear, rows, matrix.rows, y);
-    if (matrix.output_scale != 0.0f) round_rows(y, rows, matrix.rows, matrix.output_scale, y);
+    if (matrix.output_scale != 0.0f) round_rows(y, rows * matrix.rows, matrix.output_scale);
   }
 
-  void round_rows(const float* x, int64_t rows, int64_t cols, float scale, float* out) {
-    pool.parallel_for(rows * cols, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
-      round_activations(x + begin, end - begin, scale, out + begin);
+  void round_rows(float* x, int64_t count, float scale) {
+    pool.parallel_for(count, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
+      round_activations(x + begin, end - begin, scale, x + begin);
     });
   }
 
@@ -135,8 +123,8 @@ struct Transformer::Pass {
   void embed_per_layer() {
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     float* per_layer = grown(ws.per_layer, n * width);
-    set_input(ws.input, ws.hidden.data(), n, c.hidden);
-    multiply(ws.input, ws.hidden.data(), w.ple_model_projection, model.ple_model_projection_, per_layer);
+    ws.input.set(ws.hidden.data(), n, c.hidden);
+    multiply(ws.input, w.ple_model_projection, model.ple_model_projection_, per_layer);
     const float token_scale = static_cast<float>(std::sqrt(static_cast<double>(c.ple)));
     const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
     const float half = static_cast<float>(std::sqrt(0.5));
@@ -175,7 +163,7 @@ struct Transformer::Pass {
   void project_q(const LayerWeights& l, const LayerConfig& layer, const Linear& linear) {
     const int64_t width = c.heads * layer.head_dim;
     float* q = grown(ws.q, n * width);
-    multiply(ws.input, ws.normed.data(), l.q, linear, q);
+    multiply(ws.input, l.q, linear, q);
     for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
   }
 
@@ -184,11 +172,11 @@ struct Transformer::Pass {
     const int64_t width = layer.kv_heads * layer.head_dim;
     float* k = grown(ws.k, n * width);
     float* v = grown(ws.v, n * width);
-    multiply(ws.input, ws.normed.data(), l.k, linears.k, k);
+    multiply(ws.input, l.k, linears.k, k);
     if (layer.k_eq_v) {
       std::copy_n(k, n * width, v);
     } else {
-      multiply(ws.input, ws.normed.data(), l.v, linears.v, v);
+      multiply(ws.input, l.v, linears.v, v);
     }
     for_rows(6 * width, [&](int64_t r) {
       float* row = v + r * width;
@@ -246,12 +234,12 @@ struct Transformer::Pass {
     const LayerConfig& layer = c.layers[index];
     const Linears& linears = model.linears_[index];
     norm_rows(ws.hidden.data(), l.attention_norm, ws.normed.data());
-    set_input(ws.input, ws.normed.data(), n, c.hidden);
+    ws.input.set(ws.normed.data(), n, c.hidden);
     project_q(l, layer, linears.q);
     if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, linears, index);
     attend_rows(layer);
-    set_input(ws.inner, ws.heads.data(), n, c.heads * layer.head_dim);
-    multiply(ws.inner, ws.heads.data(), l.o, linears.o, ws.branch.data());
+    ws.inner.set(ws.heads.data(), n, c.heads * layer.head_dim);
+    multiply(ws.inner, l.o, linears.o, ws.branch.data());
     add_branch(l.post_attention_norm);
   }
 
@@ -262,13 +250,13 @@ struct Transformer::Pass {
     float* gate = grown(ws.gate, n * ffn);
     float* up = grown(ws.up, n * ffn);
     norm_rows(ws.hidden.data(), l.ffn_norm, ws.normed.data());
-    set_input(ws.input, ws.normed.data(), n, c.hidden);
-    multiply(ws.input, ws.normed.data(), l.gate, linears.gate, gate);
-    multiply(ws.input, ws.normed.data(), l.up, linears.up, up);
+    ws.input.set(ws.normed.data(), n, c.hidden);
+    multiply(ws.input, l.gate, linears.gate, gate);
+    multiply(ws.input, l.up, linears.up, up);
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
     for_rows(4 * ffn, [&](int64_t r) { activate(gate + r * ffn, up + r * ffn, ffn); });
-    set_input(ws.inner, gate, n, ffn);
-    multiply(ws.inner, gate, l.down, linears.down, ws.branch.data());
+    ws.inner.set(gate, n, ffn);
+    multiply(ws.inner, l.down, linears.down, ws.branch.data());
     add_branch(l.post_ffn_norm);
   }
 
@@ -276,13 +264,13 @@ struct Transformer::Pass {
     const LayerWeights& l = w.layers[index];
     const Linears& linears = model.linears_[index];
     float* gate = grown(ws.per_layer_gate, n * c.ple);
-    set_input(ws.input, ws.hidden.data(), n, c.hidden);
-    multiply(ws.input, ws.hidden.data(), l.ple_gate, linears.ple_gate, gate);
+    ws.input.set(ws.hidden.data(), n, c.hidden);
+    multiply(ws.input, l.ple_gate, linears.ple_gate, gate);
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     const float* mine = ws.per_layer.data() + static_cast<int64_t>(index) * c.ple;
     for_rows(4 * c.ple, [&](int64_t r) { ops.gelu_multiply(gate + r * c.ple, mine + r * width, c.ple); });
-    set_input(ws.inner, gate, n, c.ple);
-    multiply(ws.inner, gate, l.ple_projection, linears.ple_projection, ws.branch.data());
+    ws.inner.set(gate, n, c.ple);
+    multiply(ws.inner, l.ple_projection, linears.ple_projection, ws.branch.data());
     add_branch(l.post_ple_norm);
   }
 
@@ -309,8 +297,8 @@ struct Transformer::Pass {
 
   void head(float* logits) {
     norm_rows(ws.hidden.data(), w.output_norm, ws.normed.data());
-    set_input(ws.input, ws.normed.data(), n, c.hidden);
-    multiply(ws.input, ws.normed.data(), w.output, model.output_, logits);
+    ws.input.set(ws.normed.data(), n, c.hidden);
+    multiply(ws.input, w.output, model.output_, logits);
     if (c.softcap <= 0.0) return;
     pool.parallel_for(n * c.vocab, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
       ops.softcap(logits + begin, end - begin, static_cast<float>(c.softcap));

@@ -29,8 +29,7 @@ struct Workspace {
   std::vector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
   std::vector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
   std::vector<float> attention;                  // per worker: scores and decoded keys or values
-  std::vector<float> rounded;                    // input of a linear on its static grid
-  MatmulInput input, inner, rounded_input;       // of the projections out of the residual stream; of those back into it
+  MatmulInput input, inner;                      // of the projections out of the residual stream; of those back into it
 };
 
 class Transformer {
