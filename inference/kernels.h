@@ -81,6 +81,8 @@ struct VectorKernels {
   void (*silu_multiply)(float* gate, const float* x, int64_t n);  // gate = silu(gate) * x
   void (*softcap)(float* x, int64_t n, float cap);                // x = cap * tanh(x / cap)
   float (*max)(const float* x, int64_t n);                        // n >= 1; any element if some are NaN
+  // x = clamp(round(x / scale), -128, 127) * scale, bit for bit round_activations (format/channel_grid.h).
+  void (*round_to_grid)(float* x, int64_t n, float scale);
   // Sum of exp(x - shift); in double, the terms are float.
   double (*sum_exp)(const float* x, int64_t n, float shift);
   void (*softmax)(float* x, int64_t n);  // n >= 1

@@ -96,6 +96,8 @@ void softcap(float* x, int64_t n, float cap) {
 
 float max(const float* x, int64_t n) { return *std::max_element(x, x + n); }
 
+void round_to_grid(float* x, int64_t n, float scale) { round_activations(x, n, scale, x); }
+
 double sum_exp(const float* x, int64_t n, float shift) {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(std::exp(x[i] - shift));
@@ -150,7 +152,8 @@ const RowKernel kScalarRowKernels[kRunnableTypes] = {
 const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(), channel_kernel<4>(),
                                                             channel_kernel<8>()};
 
-const VectorKernels kScalarVectorKernels = {
-    Isa::scalar, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp, softmax, kl, scores, mix};
+const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply,
+                                            softcap,     max,      round_to_grid, sum_exp,
+                                            softmax,     kl,       scores,        mix};
 
 }  // namespace qat

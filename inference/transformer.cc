@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/grid.h"
 #include "inference/attention.h"
@@ -84,9 +83,8 @@ struct Transformer::Pass {
   }
 
   void round_rows(float* x, int64_t count, float scale) {
-    pool.parallel_for(count, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
-      round_activations(x + begin, end - begin, scale, x + begin);
-    });
+    pool.parallel_for(count, int64_t{1} << 14,
+                      [&](int64_t begin, int64_t end, int) { ops.round_to_grid(x + begin, end - begin, scale); });
   }
 
   void norm_rows(const float* x, const std::vector<float>& weight, float* out) {

@@ -97,6 +97,17 @@ void softcap(float* x, int64_t n, float cap) {
             [cap](__m256 v, __m256) { return _mm256_mul_ps(splat(cap), tanh8(_mm256_div_ps(v, splat(cap)))); });
 }
 
+// The sum with 1.5 * 2^23 has no bits left for a fraction; the limits come first, so that it is always that small. A
+// comparison with NaN keeps the second operand, which is the NaN.
+void round_to_grid(float* x, int64_t n, float scale) {
+  const __m256 magic = splat(0x1.8p23f);
+  transform(x, x, n, [&](__m256 v, __m256) {
+    const __m256 ratio = _mm256_div_ps(v, splat(scale));
+    const __m256 level = _mm256_min_ps(splat(127.0f), _mm256_max_ps(splat(-128.0f), ratio));
+    return _mm256_mul_ps(_mm256_sub_ps(_mm256_add_ps(level, magic), magic), splat(scale));
+  });
+}
+
 float sum_squares(const float* x, int64_t n) {
   __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
   int64_t i = 0;
@@ -240,6 +251,6 @@ void mix(const float* weights, const FloatRows& v, bool add, float* out) {
 }  // namespace
 
 const VectorKernels kAvx2VectorKernels = {
-    Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, sum_exp, softmax, kl, scores, mix};
+    Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, round_to_grid, sum_exp, softmax, kl, scores, mix};
 
 }  // namespace qat

@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <cstring>
 
+#include "format/channel_grid.h"
 #include "format/number.h"
 #include "inference/kernels.h"
 #include "tests/inference/random.h"
@@ -69,6 +70,22 @@ TEST_P(VectorKernelsTest, ElementwiseAtEveryLength) {
       EXPECT_NEAR(silus[i], silu(v) * by, 6 * kEps * std::fabs(silu(v) * by)) << v;
     }
   }
+}
+
+// Ties, both ends, what lies far beyond, zeros of both signs, and what is no number.
+TEST_P(VectorKernelsTest, RoundToGridBitForBit) {
+  std::vector<float> x = {HUGE_VALF, -HUGE_VALF, 3e38f, -3e38f, 0.0f, -0.0f, 1e-40f, -1e-3f};
+  for (int i = -600; i <= 600; ++i)
+    for (const float off : {0.0f, 1e-5f, -1e-5f}) x.push_back((static_cast<float>(i) * 0.25f + off) * 0.037f);
+  for (const int64_t n : {1, 7, 8, 9, 31, static_cast<int>(x.size())}) {
+    std::vector<float> expected(x), actual(x);
+    round_activations(x.data(), n, 0.037f, expected.data());
+    ops_->round_to_grid(actual.data(), n, 0.037f);
+    EXPECT_EQ(std::memcmp(actual.data(), expected.data(), 4 * x.size()), 0) << n;
+  }
+  float nan = NAN;
+  ops_->round_to_grid(&nan, 1, 0.5f);
+  EXPECT_TRUE(std::isnan(nan));
 }
 
 TEST_P(VectorKernelsTest, RmsNormAtEveryLength) {
