@@ -1,4 +1,7 @@
 // load_weights: from the four kinds of MODEL to the one struct the forward pass reads.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <functional>
 
 #include "format/channel_grid.h"
@@ -170,13 +173,29 @@ Weights from_quantized(const std::string& path) {
   return w;
 }
 
+// Of a table only a row per token is read: the kernel need not read ahead, which would load most of it in the end.
+void advise_rows(const Matrix& table) {
+  if (!table) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(table.data);
+  const uintptr_t end = begin + static_cast<uintptr_t>(table.rows) * row_bytes(table.dtype, table.cols);
+  const uintptr_t first = (begin + page - 1) / page * page;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_RANDOM);  // a hint: it may fail
+}
+
+Weights with_advice(Weights w) {
+  advise_rows(w.ple_embedding);
+  if (w.output.data != w.embedding.data) advise_rows(w.embedding);
+  return w;
+}
+
 }  // namespace
 
 Weights load_weights(const std::string& path) {
   switch (detect_model_kind(path)) {
-    case ModelKind::gguf: return from_gguf(path);
-    case ModelKind::hf_directory: return from_hf(path);
-    case ModelKind::mobile: return from_mobile(path);
+    case ModelKind::gguf: return with_advice(from_gguf(path));
+    case ModelKind::hf_directory: return with_advice(from_hf(path));
+    case ModelKind::mobile: return with_advice(from_mobile(path));
     case ModelKind::quantized_checkpoint: return from_quantized(path);
   }
   QAT_CHECK(false);
