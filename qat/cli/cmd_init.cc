@@ -260,7 +260,7 @@ std::vector<CacheScales> random_cache_scales(const ModelConfig& config) {
   return scales;
 }
 
-// `source` has the configuration and the tokenizer. Returns the number of weights.
+// `source` has the configuration and the tokenizer. Returns the number of weights, without the copy that the head is.
 int64_t write_mobile(const InitOptions& options, const ModelConfig& config, float deviation,
                      const std::string& source) {
   constexpr int64_t kPiece = 1 << 22;  // weights in memory at once, roughly
@@ -295,7 +295,7 @@ int64_t write_mobile(const InitOptions& options, const ModelConfig& config, floa
   }
   writer.commit();
   bar.finish();
-  return total;
+  return config.tied ? total - config.vocab * config.hidden : total;
 }
 
 void run_init(const InitOptions& options) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "format/safetensors.h"
@@ -80,7 +81,7 @@ TEST_F(CommandError, Usage) {
   expect_error("export tiny more --out x.gguf", "unexpected argument \"more\"");
   expect_error("generate tiny --prompt x --tokens abc", "--tokens: expected a whole number, at least 1, found \"abc\"");
   expect_error("generate tiny --prompt x --top-p 1.5", "--top-p: expected a number from 0 to 1, found \"1.5\"");
-  expect_error("export tiny --format mlx --out x", "--format: expected gguf, found \"mlx\"");
+  expect_error("export tiny --format mlx --out x", "--format: expected gguf, mobile, found \"mlx\"");
   expect_error("eval tiny", "--text is required");
   expect_error("init --out new", "expected --shape NAME or --config FILE");
   expect_error("init --shape gemma4-tin --out new", "expected one of llama-tiny", "did you mean \"gemma4-tiny\"?");
@@ -186,6 +187,84 @@ TEST_F(CommandError, PlansAndTypes) {
   ASSERT_EQ(place.qat("export ptq --out ptq.gguf").status, 0);
   expect_error("export ptq.gguf --out x.gguf",
                "ptq.gguf: expected a Hugging Face directory or a quantized checkpoint, found a GGUF file");
+}
+
+TEST_F(CommandError, MobilePlans) {
+  const std::string quantize = "quantize tiny --plan mobile --out q ", with = quantize + "--calibrate text.txt ";
+  expect_error(quantize, "give a text to calibrate them on (--calibrate TEXT)", "--activations off --kv-bits float");
+  expect_error(quantize + "--activations off", "--calibrate TEXT");  // the cache wants it
+  write_contents(place / "short.txt", "too short");
+  expect_error(quantize + "--calibrate short.txt", "too short: expected at least 512 tokens, found 10");
+  expect_error(quantize + "--calibrate absent.txt", "absent.txt");
+  expect_error(with + "--calibrate-tokens 100", "--calibrate-tokens: expected a whole number, at least 512");
+  expect_error(with + "--rule 'layers.7=i4'", "plan rule \"layers.7\": matches no tensor that can be quantized");
+  expect_error(with + "--rule 'mlp=q4_0'", "expected one of i2, i4, i8, f32, f16, bf16 (plan mobile), found \"q4_0\"");
+  expect_error("quantize tiny --plan q4_0 --rule 'mlp=i4' --out q", "expected one of f32, f16, bf16", "found \"i4\"");
+  expect_error(with + "--rule llama.cpp", "--rule: expected search, max or PATTERN=TYPE, found \"llama.cpp\"");
+  expect_error("quantize tiny --plan q4_0 --rule max --out q", "--rule: expected llama.cpp, search");
+  expect_error(with + "--pure", "--pure: the plan mobile has a width for each kind of tensor");
+  expect_error(with + "--kv-bits 3", "--kv-bits: expected 2, 4, 8 or float", "found \"3\"");
+  expect_error(with + "--kv-bits 8,", "--kv-bits: expected 2, 4, 8 or float");
+  expect_error(with + "--observer mean", "--observer: expected mse, percentile, max");
+  for (const std::string option : {"--kv-bits 8", "--activations off"})
+    expect_error("quantize tiny --plan q4_0 --out q " + option, "the plan q4_0 does not have it");
+  expect_error("quantize tiny --plan q4_0 --out q --calibrate text.txt", "the plan q4_0 has no static scales");
+  expect_error("quantize tiny --plan mobile --calibrate text.txt --out tiny", "tiny", "not replaced");
+}
+
+TEST_F(CommandError, MobileExports) {
+  expect_error("export tiny --format mobile --out m",
+               "tiny: expected a model in the mobile schema, found a float model", "qat quantize HF_DIR --plan mobile");
+  ASSERT_EQ(place.qat("quantize tiny --plan q4_0 --out ptq").status, 0);
+  expect_error("export ptq --format mobile --out m", "ptq: expected a model in the mobile schema, found a checkpoint");
+  ASSERT_EQ(place.qat("export ptq --out ptq.gguf").status, 0);
+  expect_error("export ptq.gguf --format mobile --out m", "ptq.gguf", "GGUF file");
+  ASSERT_EQ(place.qat("init --shape gemma4-tiny --plan mobile --out mobile").status, 0);
+  expect_error("export mobile --type f16 --out x.gguf", "--type f16", "leave --type out");
+  expect_error("export mobile --format mobile --out tiny", "tiny: the directory exists and is not empty");
+  expect_error("export mobile --format mobile --out mobile", "mobile is the model itself");
+  expect_error("quantize mobile --plan q4_0 --out q", "mobile");
+  expect_error_in_shell("ulimit -f 64; \"$qat\" export mobile --format mobile --out m", std::string("m"));
+  expect_error_in_shell("ulimit -f 64; \"$qat\" init --shape gemma4-tiny --plan mobile --out m", std::string("m"));
+}
+
+// Damage in a directory of the schema: scales that are no scales, widths that do not fit.
+TEST_F(CommandError, MobileDirectories) {
+  ASSERT_EQ(place.qat("init --shape gemma4-tiny --plan mobile --out mobile").status, 0);
+  const std::string bytes = file_contents(place / "mobile/model.safetensors");
+  uint64_t size = 0;
+  std::memcpy(&size, bytes.data(), sizeof size);
+  const Json header = Json::parse(bytes.substr(8, size));
+  const auto broken = [&](const std::string& tensor, float value) {
+    std::string changed = bytes;
+    const size_t at = 8 + size + header[tensor]["data_offsets"][0].get<size_t>();
+    std::memcpy(&changed[at], &value, sizeof value);
+    ASSERT_EQ(place.shell("rm -rf broken && cp -r mobile broken").status, 0);
+    write_contents(place / "broken/model.safetensors", changed);
+  };
+  const std::string linear = "model.layers.1.mlp.up_proj";
+  for (const float wrong : {-1.0f, NAN, INFINITY}) {
+    for (const std::string& name :
+         {linear + ".input_activation_scale", std::string("model.layers.0.self_attn.k_cache_scale")}) {
+      broken(name, wrong);
+      expect_error("generate broken --prompt x", "broken", name, "expected a finite scale, 0 or above");
+      expect_error("export broken --out x.gguf", name);
+      expect_error("inspect broken", name);
+    }
+    broken(linear + ".weight_scale", wrong);
+    expect_error("export broken --format mobile --out m",
+                 linear + ".weight_scale: row 0: expected a finite scale above 0");
+  }
+  broken(linear + ".input_activation_scale", 0.0f);  // off is no fault
+  EXPECT_EQ(place.qat("generate broken --prompt x --tokens 3").status, 0);
+  broken(linear + ".weight_scale", 1.0001f);
+  expect_error("export broken --out x.gguf", linear + ".weight: row 0: expected a scale that Q4_0 holds exactly");
+  // The configuration says 2 bits where the file has 4.
+  Json config = Json::parse(file_contents(place / "mobile/config.json"));
+  config["quantization_config"]["module_quant_configs"] = {{"mlp", {{"num_bits", 2}}}};
+  ASSERT_EQ(place.shell("rm -rf broken && cp -r mobile broken").status, 0);
+  write_contents(place / "broken/config.json", config.dump());
+  expect_error("generate broken --prompt x", "broken: tensor ", "[260, 32]", "[260, 64]");
 }
 
 TEST_F(CommandError, Texts) {

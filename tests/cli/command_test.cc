@@ -175,6 +175,81 @@ TEST_F(Command, TensorTypesFollowTheFlags) {
   EXPECT_EQ(types["model.embed_tokens.weight"], "BF16");
 }
 
+// Quantized under the plan mobile, out again both ways, and looked at.
+TEST_F(Command, MobileQuantizeExportEvalInspect) {
+  write_contents(place / "long.txt", sample_text(4000));
+  expect_success("quantize tiny --plan mobile --calibrate long.txt --calibrate-tokens 1024 --out mobile");
+  expect_success("export mobile --format mobile --out again");
+  EXPECT_TRUE(file_contents(place / "mobile/model.safetensors") == file_contents(place / "again/model.safetensors"));
+  expect_success("export mobile --format gguf --out mobile.gguf");
+  expect_success("eval mobile --text text.txt --context 64 --base tiny --json");
+  expect_success("generate mobile --prompt hello --tokens 5");
+  write_contents(place / "ids.txt", "2 10 20 30 40 50\n");
+  expect_success("logits mobile --ids ids.txt --out file.safetensors");
+  expect_success("logits mobile --ids ids.txt --kv-cache float --out float.safetensors");
+  EXPECT_NE(file_contents(place / "file.safetensors"), file_contents(place / "float.safetensors"));
+  // Without static scales the GGUF file is the same model.
+  expect_success("quantize tiny --plan mobile --activations off --kv-bits float --out weights");
+  const auto perplexity = [&](const std::string& model) {
+    return Json::parse(expect_success("eval " + model + " --text text.txt --context 64 --reference --json").out)
+        .at("perplexity")
+        .get<double>();
+  };
+  expect_success("export weights --out weights.gguf");
+  EXPECT_NEAR(perplexity("weights") / perplexity("weights.gguf"), 1.0, 1e-5);
+  ASSERT_EQ(place.shell("mkdir other && mv weights other/mobile").status, 0);  // the file has the directory's name
+  expect_success("export other/mobile --out other.gguf");
+  EXPECT_TRUE(file_contents(place / "other.gguf") == file_contents(place / "mobile.gguf"));
+
+  EXPECT_THAT(expect_success("inspect mobile").out,
+              AllOf(HasSubstr("mobile schema"), HasSubstr("8 bits, static, around 48 linears"),
+                    HasSubstr("input scale"), HasSubstr("8 (layers 0-1 3-4), 4 (layers 2 5)")));
+  const Json json = Json::parse(expect_success("inspect mobile --json").out);
+  EXPECT_EQ(json["kind"], "mobile");
+  EXPECT_EQ(json["kv_cache"][2]["bits"], 4);
+  EXPECT_GT(json["kv_cache"][2]["k_scale"], 0.0);
+  std::map<std::string, Json> tensors;
+  for (const Json& tensor : json["tensor_list"]) tensors[tensor["name"]] = tensor;
+  const Json& down = tensors["model.layers.4.mlp.down_proj.weight"];  // 512 wide at 2 bits, and a float32 for each row
+  EXPECT_EQ(down["type"], "I2");
+  EXPECT_DOUBLE_EQ(down["bits_per_weight"], 2.0 + 32.0 / 512);
+  EXPECT_GT(down["input_scale"], 0.0);
+  EXPECT_EQ(tensors["lm_head.weight"]["input_scale"], 0.0);
+  EXPECT_THAT(expect_success("inspect other/mobile --no-tensors").out, HasSubstr("activations      float"));
+}
+
+TEST_F(Command, MobileOptionsDecide) {
+  write_contents(place / "long.txt", sample_text(4000));
+  const std::string quantize = "quantize tiny --plan mobile --calibrate long.txt ";
+  expect_success(quantize + "--out a");
+  for (const std::string options :
+       {"--observer max", "--observer percentile", "--rule max", "--rule 'mlp=I4'", "--kv-bits 4", "--activations off",
+        "--importance-text text.txt", "--calibrate-tokens 600"}) {
+    expect_success(quantize + options + " --out b");
+    EXPECT_FALSE(file_contents(place / "a/model.safetensors") == file_contents(place / "b/model.safetensors"))
+        << options;
+  }
+  expect_success(quantize + "--observer mse --rule search --kv-bits 8,4 --activations on --out b");
+  EXPECT_TRUE(file_contents(place / "a/model.safetensors") == file_contents(place / "b/model.safetensors"));
+}
+
+TEST_F(Command, InitMakesAMobileModel) {
+  expect_success("init --shape gemma4-tiny --plan mobile --seed 1 --out a");
+  expect_success("init --shape gemma4-tiny --plan mobile --seed 1 --threads 1 --out b");
+  EXPECT_TRUE(file_contents(place / "a/model.safetensors") == file_contents(place / "b/model.safetensors"));
+  EXPECT_THAT(place.names("a"), ElementsAre("config.json", "generation_config.json", "model.safetensors",
+                                            "tokenizer.json", "tokenizer_config.json"));
+  EXPECT_THAT(place.names(), ElementsAre("a", "b", "text.txt", "tiny"));
+  expect_success("generate a --prompt hello --tokens 5");
+  // The best scale of normal numbers leaves about an eighth of their energy at 2 bits, and 1 % at 4.
+  const Safetensors file(place / "a");
+  const float two = to_floats(file.at("lm_head.weight_scale"), "a")[0],
+              four = to_floats(file.at("model.layers.0.mlp.up_proj.weight_scale"), "a")[0];
+  EXPECT_NEAR(two, 0.02, 0.003);
+  EXPECT_NEAR(four, 0.02 / 3, 0.001);
+  expect_success("export a --out a.gguf");
+}
+
 TEST_F(Command, LogitsFromTextAndSafetensorsAgreeInEveryForm) {
   write_contents(place / "ids.txt", "2 10 20 30\n2,40,50,60\n");
   EXPECT_THAT(expect_success("logits tiny --ids ids.txt --out a.safetensors").out,
