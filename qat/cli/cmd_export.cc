@@ -98,7 +98,7 @@ void add_export_command(CLI::App& app) {
       ->check(one_of({"f32", "f16", "bf16"}))
       ->type_name("TYPE");
   command->footer(
-      "Examples:\n  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n  qat export gemma/ --format gguf --type "
+      "Example:\n  qat export gemma-q4 --format gguf --out gemma-q4_0.gguf\n  qat export gemma/ --format gguf --type "
       "bf16 --out gemma-bf16.gguf\n  qat export gemma-mobile --format gguf --out gemma-mobile.gguf");
   command->callback([options] { run_export(*options); });
 }

@@ -221,7 +221,7 @@ void add_quantize_command(CLI::App& app) {
   add_mobile_options(*command, *options);
   add_engine_options(*command, options->engine, false);
   command->footer(
-      "Examples:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4\n  "
+      "Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4\n  "
       "qat "
       "quantize gemma/ --plan mobile --calibrate calibration.txt --out gemma-mobile\n  qat quantize gemma/ --plan "
       "mobile --rule 'mlp=i4' --activations off --kv-bits float --out gemma-w4");
