@@ -2,10 +2,9 @@
 
 usage: compare_mobile_logits.py DIRECTORY LOGITS.safetensors [DIRECTORY LOGITS.safetensors ...]
 
-transformers runs in float64. A static grid's input is often a sum of products of two other grids, and lies on the boundary of two steps
-then: in float32 the order of the sum decides which is taken, and one step changes every later token a little. In float64 those sums are
-exact. (Not those of a norm or an exponential: a step or two in a million still differ, and a model as small as gemma4-micro feels each.)
-How far transformers' own float32 comes from its float64 is shown beside; where that is more than the bound, it is the bound.
+transformers runs in float32 and in float64; the nearer one is held against the bounds, both are shown. A static grid's input is often a sum
+of products of two other grids, and lies on the boundary of two steps then: the last bit of a sum decides which is taken, and one step
+changes every later token a little. transformers' own two results differ by more than the bounds on gemma4-micro, because of a single step.
 """
 import sys
 
@@ -50,16 +49,18 @@ def faults(directory, logits):
     with safe_open(directory + "/model.safetensors", "pt") as file:
         caches = sum(name.endswith("_cache_scale") for name in file.keys())
     ours = load_file(logits)
-    exact = log_probabilities(model, ours["input_ids"])
-    single = compare(exact, log_probabilities(load(directory, torch.float32)[0], ours["input_ids"]))
-    same, divergence = compare(exact, torch.log_softmax(ours["logits"].double(), -1))
+    mine = torch.log_softmax(ours["logits"].double(), -1)
+    theirs = {"float64": log_probabilities(model, ours["input_ids"]),
+              "float32": log_probabilities(load(directory, torch.float32)[0], ours["input_ids"])}
+    results = {name: compare(base, mine) for name, base in theirs.items()}
+    results["its float32 against its float64"] = compare(theirs["float64"], theirs["float32"])
     print(f"{directory}: {len(linears)} quantized linears, {rounded} with static activations, {caches} cache scales; "
-          f"{ours['input_ids'].numel()} tokens: same top {100 * same:.2f} %, mean KLD {divergence:.2e} "
-          f"(transformers' float32: {100 * single[0]:.2f} %, {single[1]:.2e})")
-    bound = max(DIVERGENCE, 1.5 * single[1]) if rounded else WEIGHTS_ONLY_DIVERGENCE
-    least = min(SAME_TOP, single[0] - 0.005)
-    if same < least:
-        yield f"same top token: expected at least {least}, found {same}"
+          f"{ours['input_ids'].numel()} tokens; same top, mean KLD: " +
+          "; ".join(f"{name} {100 * same:.2f} %, {divergence:.2e}" for name, (same, divergence) in results.items()))
+    same, divergence = min(results["float64"], results["float32"], key=lambda result: result[1])
+    bound = DIVERGENCE if rounded else WEIGHTS_ONLY_DIVERGENCE
+    if same < SAME_TOP:
+        yield f"same top token: expected at least {SAME_TOP}, found {same}"
     if not divergence <= bound:
         yield f"mean KLD: expected at most {bound}, found {divergence}"
     if rounded not in (0, len(linears) - 1):  # all but the head
