@@ -44,14 +44,14 @@ class WeightQuantizer {
   WeightQuantizer(const FloatCheckpoint& checkpoint, const Plan& plan, const MobilePtqOptions& options,
                   const MobilePtqProgress& progress)
       : checkpoint_(checkpoint), options_(options), progress_(progress), table_(mobile_table(checkpoint.config())) {
-    const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, table_, checkpoint.dtypes());
+    const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
     for (const TensorInfo& info : table_) {
       const bool tied_head = info.role == Role::output && checkpoint.config().tied;
       Job job;
       job.info = &info;
       job.source =
           tied_head ? find_tensor_info(checkpoint.table(), Role::token_embedding) : &info;  // equal but for its name
-      job.type = resolved.at(info.name).grid;
+      job.type = resolved.at(job.source->name).grid;
       job.scales_per_row = code_bits(job.type) != 0 ? mobile_scales_per_row(checkpoint.config(), info) : 1;
       job.importance = importance_of(*job.source);
       jobs_.push_back(job);

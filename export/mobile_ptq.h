@@ -33,7 +33,7 @@ using MobilePtqProgress = std::function<void(const char* stage, int64_t done, in
 bool needs_calibration(const Plan& plan);
 
 // Reads an HF directory, writes one in the mobile schema (plan.mobile is required). The head of a tied model is
-// quantized as the embedding is, so where they have one width it is a copy of its codes and scales. Scales are storable
+// a copy of the embedding's codes and scales. Scales are storable
 // (format/channel_grid.h); those that the schema ties (k with v, gate with up) are equal. Constant memory but for the
 // scales; a temporary copy lies beside `out` while activations are calibrated. The result does not depend on the number
 // of threads. Throws Error: bad plan, too few tokens, a weight that is not finite or too large for its grid.

@@ -323,12 +323,17 @@ void check_mobile(const Recipe& r) {
          r.freeze_after);
 }
 
-void check_type_name(const char* key, const std::string& name) {
+void check_type_name(const Recipe& r, const char* key, const std::string& name) {
   if (name.empty()) return;
   const DTypeInfo* info = find_dtype_by_name(name);
-  if (info == nullptr || (!is_grid(info->id) && code_bits(info->id) == 0)) {
-    fail("recipe: [quantization] ", key, ": expected one of f32, f16, bf16, q8_0, q6_k, q4_0, found \"", name, "\"");
-  }
+  const bool mobile = r.plan == "mobile";
+  const auto allowed = [&](DType type) {
+    if (!mobile) return is_grid(type);
+    return code_bits(type) != 0 || (is_grid(type) && !has_codes(type));
+  };
+  if (info != nullptr && allowed(info->id)) return;
+  fail("recipe: [quantization] ", key, ": expected one of f32, f16, bf16, ", mobile ? "i8, i4, i2" : "q8_0, q6_k, q4_0",
+       ", found \"", name, "\"");
 }
 
 void check_losses(const Recipe& r) {
@@ -422,10 +427,10 @@ void validate_recipe(const Recipe& r) {
     const size_t equals = rule.rfind('=');
     if (equals == std::string::npos || equals == 0)
       fail("recipe: [quantization] rules: expected PATTERN=TYPE, found \"", rule, "\"");
-    check_type_name("rules", rule.substr(equals + 1));
+    check_type_name(r, "rules", rule.substr(equals + 1));
   }
-  check_type_name("embedding_type", r.embedding_type);
-  check_type_name("output_type", r.output_type);
+  check_type_name(r, "embedding_type", r.embedding_type);
+  check_type_name(r, "output_type", r.output_type);
   check_mobile(r);
   if (r.warmup > r.steps) fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);

@@ -25,10 +25,10 @@ row() {  # row LABEL OPTION...
 header() { printf '\n| %s | bits per weight | perplexity | mean KLD | same top |\n|---|---|---|---|---|\n' "$1"; }
 
 still=(--activations off --kv-bits float)
-wide=(--rule 'mlp|embed|lm_head=i4')  # everything 4 bits, gates 8
+wide=(--rule 'mlp|embed=i4')  # everything 4 bits, gates 8
 header "one thing at a time, searched scales"
 row 'weights 4 bits (gates 8)' "${wide[@]}" "${still[@]}"
-row '... and 2-bit MLPs where the plan has them' --rule 'embed|lm_head=i4' "${still[@]}"
+row '... and 2-bit MLPs where the plan has them' --rule 'embed=i4' "${still[@]}"
 row '... and 2-bit embedding and head: all weights' "${still[@]}"
 row '4-bit weights, static 8-bit activations' "${wide[@]}" --kv-bits float
 row '4-bit weights, KV cache 8/8' "${wide[@]}" --activations off --kv-bits 8

@@ -448,7 +448,8 @@ void Run::finish() {
   if (plan_.keep)
     std::printf("next: qat quantize %s --plan q4_0 --out %s/quantized\n", directory.c_str(), recipe_.out.c_str());
   else if (plan_.mobile)
-    std::printf("next: qat export %s --format mobile --out DIR, or --format gguf --out model.gguf\n", directory.c_str());
+    std::printf("next: qat export %s --format mobile --out DIR, or --format gguf --out model.gguf\n",
+                directory.c_str());
   else std::printf("next: qat export %s --format gguf --out model.gguf\n", directory.c_str());
 }
 

@@ -169,8 +169,9 @@ TEST_F(MobilePtq, StaticScalesComeFromTheQuantizedModelsActivations) {
 
 TEST_F(MobilePtq, RulesAndSwitchesAreFollowed) {
   Plan plan = plan_from_name("mobile");
-  plan.rules = {
-      {"layers\\.1\\.mlp", DType::I8}, {"layers\\.0\\.self_attn\\.v_proj", DType::BF16}, {"lm_head", DType::I4}};
+  plan.rules = {{"layers\\.1\\.mlp", DType::I8},
+                {"layers\\.0\\.self_attn\\.v_proj", DType::BF16},
+                {"embed_tokens\\.weight", DType::I4}};
   plan.kv_global_bits = 0;
   quantize(plan, "mobile");
   const MobileCheckpoint read(dir_ / "mobile");
@@ -179,7 +180,7 @@ TEST_F(MobilePtq, RulesAndSwitchesAreFollowed) {
   EXPECT_EQ(tensor(Role::up, 0).dtype, DType::I4);
   EXPECT_EQ(tensor(Role::up, 2).dtype, DType::I2);
   EXPECT_EQ(tensor(Role::output, -1).dtype, DType::I4);
-  EXPECT_EQ(tensor(Role::token_embedding, -1).dtype, DType::I2);
+  EXPECT_EQ(tensor(Role::token_embedding, -1).dtype, DType::I4);
   EXPECT_EQ(tensor(Role::v, 0).dtype, DType::BF16);  // float: not rounded either
   EXPECT_EQ(tensor(Role::v, 0).input_scale, 0.0f);
   EXPECT_GT(tensor(Role::k, 0).input_scale, 0.0f);

@@ -215,7 +215,7 @@ TEST_F(MobileTrainer, ImpossibleSettingsAreRefused) {
   EXPECT_THAT(error_of(r), HasSubstr("freeze_after: expected at least activations_after = 0.25, found 0.1"));
   r = mobile("run");
   r.rules = {"mlp=Q4_0"};
-  EXPECT_THAT(error_of(r), HasSubstr("expected a type of the mobile schema"));
+  EXPECT_THAT(error_of(r), HasSubstr("expected one of f32, f16, bf16, i8, i4, i2"));
   r = mobile("run");
   r.rules = {"no_such_module=I4"};
   EXPECT_THAT(error_of(r), HasSubstr("matches no tensor that can be quantized"));
