@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reproduces the README's mobile table for one model: the best of six ways to quantize to the mobile schema without training, and QAT, both
-# measured by the engine on the directories in the schema, as they would be shipped.
+# measured by the engine on the directories in the schema, as they would be shipped (first 200 kB of the evaluation text, context 512).
 # usage: recipes/mobile_evidence.sh MODEL_DIR RECIPE.toml EVAL_TEXT TRAIN_TEXT OUT_DIR
 #   e.g. recipes/mobile_evidence.sh gemma4-micro recipes/gemma4-micro-mobile.toml prose_eval.txt prose_train.txt runs/gemma4-micro-mobile
 set -euo pipefail
@@ -8,13 +8,14 @@ set -euo pipefail
 model=$1 recipe=$2 eval_text=$3 train_text=$4 out=$5
 here=$(cd "$(dirname "$0")/.." && pwd)
 qat=${QAT_BUILD:-$here/build}/qat
-context=512 chunks=${QAT_CHUNKS:-200}
+context=512
 mkdir -p "$out"
+head -c 200000 "$eval_text" >"$out/eval.txt"
 
 # value KEY FILE: a number of the JSON that `qat eval` wrote.
 value() { sed -n "s/^ *\"$1\": *\\([-+0-9.eE]*\\),\\{0,1\\}\$/\\1/p" "$2"; }
 evaluate() {  # evaluate DIR NAME
-  "$qat" eval "$1" --text "$eval_text" --context $context --chunks "$chunks" --base "$model" --json >"$out/$2.json"
+  "$qat" eval "$1" --text "$out/eval.txt" --context $context --base "$model" --json >"$out/$2.json"
 }
 
 echo "== PTQ: three observers, scales of weights by squared error, plain and weighted by activations" >&2
