@@ -143,6 +143,9 @@ void write_seeds(const std::string& directory) {
     write_seed(directory, "model_config", arch, config);
     write_gguf(directory, arch);
   }
+  write_seed(directory, "mobile_config", "rules", R"({"quantization_config": {"quant_method": "gemma", "num_bits": 4,
+    "quantize_embeddings": true, "module_quant_configs": {"(embed_tokens|lm_head)$": {"num_bits": 2},
+    "layers\.(1|2)\.mlp": {"num_bits": 8}}, "modules_to_not_convert": [".*per_layer_model_projection$"]}})");
   const std::vector<TensorInfo> table = tensor_table(model_config_from_json(configs().at("llama"), "seed"));
   const Plan plan = plan_from_name("q4_0");
   write_seed(directory, "plan", "q4_0", plan_to_json(plan, resolve_plan(plan, table, {})));
