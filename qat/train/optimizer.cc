@@ -39,10 +39,10 @@ void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Te
 
 }  // namespace
 
-AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<double> relative_lr)
-    : parameters_(std::move(parameters)), options_(options), relative_lr_(std::move(relative_lr)) {
-  if (relative_lr_.empty()) relative_lr_.assign(parameters_.size(), 1.0);
-  QAT_CHECK(relative_lr_.size() == parameters_.size());
+AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<ParameterRule> rules)
+    : parameters_(std::move(parameters)), options_(options), rules_(std::move(rules)) {
+  if (rules_.empty()) rules_.resize(parameters_.size());
+  QAT_CHECK(rules_.size() == parameters_.size());
   for (const torch::Tensor& p : parameters_) {
     QAT_CHECK(p.is_contiguous() && p.scalar_type() == torch::kFloat32);
     means_.push_back(torch::zeros_like(p).detach());
@@ -62,8 +62,8 @@ void AdamW::step(double lr, double gradient_scale) {
   u.gradient_scale = static_cast<float>(gradient_scale);
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (!parameters_[i].grad().defined()) continue;
-    const double own_lr = lr * relative_lr_[i];
-    u.keep = static_cast<float>(1.0 - own_lr * options_.weight_decay);
+    const double own_lr = lr * rules_[i].relative_lr;
+    u.keep = rules_[i].decays ? static_cast<float>(1.0 - own_lr * options_.weight_decay) : 1.0f;
     u.rate = static_cast<float>(own_lr / (1.0 - std::pow(options_.beta1, t)));
     const torch::Tensor gradient = parameters_[i].grad().contiguous();
     torch::Tensor w = parameters_[i].detach();

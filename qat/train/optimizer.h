@@ -14,10 +14,16 @@ struct AdamWOptions {
   double weight_decay = 0.0;  // decoupled: w *= 1 - lr * weight_decay
 };
 
+// Of one parameter.
+struct ParameterRule {
+  double relative_lr = 1.0;  // its learning rate as a multiple of the step's
+  bool decays = true;        // weight_decay acts on it
+};
+
 class AdamW {
  public:
-  // relative_lr: what each parameter's learning rate is a multiple of lr by; empty: 1 for all.
-  AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<double> relative_lr = {});
+  // rules: one for each parameter, or none: the defaults.
+  AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options, std::vector<ParameterRule> rules = {});
   // One update from the parameters' grad(), each multiplied by gradient_scale; a parameter without a gradient is left
   // alone.
   void step(double lr, double gradient_scale = 1.0);
@@ -31,7 +37,7 @@ class AdamW {
  private:
   std::vector<torch::Tensor> parameters_, means_, squares_;
   AdamWOptions options_;
-  std::vector<double> relative_lr_;
+  std::vector<ParameterRule> rules_;
 };
 
 // sqrt of the sum of squares of all gradients, in double.

@@ -173,15 +173,16 @@ std::vector<torch::Tensor> trained_tensors(const Model& model) {
   return tensors;
 }
 
-std::vector<double> relative_lr(const Model& model, const Recipe& recipe) {
-  std::vector<double> relative;
+// Logarithms of scales have learning rates of their own, and no decay: 0 is no place for them to go.
+std::vector<ParameterRule> parameter_rules(const Model& model, const Recipe& recipe) {
+  std::vector<ParameterRule> rules;
   for (const Trained& t : model.trained()) {
     const double lr = t.kind == Trained::weight         ? recipe.lr
                       : t.kind == Trained::weight_scale ? recipe.scale_lr
                                                         : recipe.activation_lr;
-    relative.push_back(recipe.lr > 0.0 ? lr / recipe.lr : 1.0);
+    rules.push_back({recipe.lr > 0.0 ? lr / recipe.lr : 1.0, t.kind == Trained::weight});
   }
-  return relative;
+  return rules;
 }
 
 // The model with its plan applied, before anybody lists what is trained.
@@ -210,7 +211,7 @@ Run::Run(const TrainRequest& request)
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
       trained_(trained_tensors(model_)),
       optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
-                 relative_lr(model_, recipe_)) {
+                 parameter_rules(model_, recipe_)) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
   if (recipe_.kl > 0.0) {

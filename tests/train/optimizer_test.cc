@@ -43,6 +43,21 @@ TEST(AdamW, LeavesAParameterWithoutGradientAlone) {
   EXPECT_TRUE(torch::equal(w.detach(), torch::ones({3})));
 }
 
+// The first step of Adam has the size of the learning rate, whatever the gradient.
+TEST(AdamW, ParametersHaveRulesOfTheirOwn) {
+  torch::Tensor plain = torch::ones({1}), other = torch::ones({1});
+  for (torch::Tensor* w : {&plain, &other}) {
+    w->requires_grad_();
+    w->mutable_grad() = torch::tensor({2.0f});
+  }
+  AdamWOptions options;
+  options.weight_decay = 0.5;
+  AdamW adam({plain, other}, options, {{1.0, true}, {3.0, false}});
+  adam.step(0.1);
+  EXPECT_NEAR(plain.item<double>(), 1.0 - 0.1 * 0.5 - 0.1, 1e-6);
+  EXPECT_NEAR(other.item<double>(), 1.0 - 0.3, 1e-6);
+}
+
 TEST(GradientNorm, IsOverAllParameters) {
   torch::Tensor a = torch::zeros({2}), b = torch::zeros({1});
   a.requires_grad_();
