@@ -2,7 +2,7 @@
 # The whole road on a machine with nothing but Debian: trains a small float model of the Gemma 4 E2B shape on the C++ headers that
 # the build needs anyway, quantizes it without training (PTQ) and with it (QAT), to Q4_0 for llama.cpp and to the mobile schema for phones,
 # and measures the files.
-# usage: recipes/quickstart.sh [DIR]      (default: runs/quickstart; at most 15 minutes on 2 cores, the build included)
+# usage: recipes/quickstart.sh [DIR]      (default: runs/quickstart; meant to take at most 15 minutes on 2 cores, the build included)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-runs/quickstart}
