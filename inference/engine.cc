@@ -20,8 +20,7 @@ void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, i
 }  // namespace
 
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
-    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa(), options.float_cache),
-      pool(options.threads) {}
+    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa(), options), pool(options.threads) {}
 
 Engine::Engine(Weights weights, const EngineOptions& options)
     : impl_(std::make_unique<Impl>(std::move(weights), options)) {}

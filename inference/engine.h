@@ -58,6 +58,9 @@ struct EngineOptions {
   bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
   // Keys and values stay floats although the model has static grids for them: what transformers computes.
   bool float_cache = false;
+  // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
+  // does. (A static grid for them belongs to the model and holds either way.)
+  bool float_activations = false;
 };
 
 // What statistics of activations are made of, before any rounding to a static grid: what enters a linear, what leaves

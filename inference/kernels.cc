@@ -24,6 +24,13 @@ std::vector<ChannelKernel> gather_channel_kernels() {
   return table;
 }
 
+template <class Kernel>
+const Kernel* find(Span<const Kernel> table, DType type, Isa isa) {
+  for (const Kernel& kernel : table)
+    if (kernel.type == type && kernel.isa == isa) return &kernel;
+  return nullptr;
+}
+
 }  // namespace
 
 Span<const RowKernel> row_kernels() {
@@ -31,11 +38,7 @@ Span<const RowKernel> row_kernels() {
   return table;
 }
 
-const RowKernel* find_row_kernel(DType type, Isa isa) {
-  for (const RowKernel& kernel : row_kernels())
-    if (kernel.type == type && kernel.isa == isa) return &kernel;
-  return nullptr;
-}
+const RowKernel* find_row_kernel(DType type, Isa isa) { return find(row_kernels(), type, isa); }
 
 bool runs_type(DType type) { return find_row_kernel(type, Isa::scalar) != nullptr; }
 
@@ -46,9 +49,33 @@ Span<const ChannelKernel> channel_kernels() {
   return table;
 }
 
-const ChannelKernel* find_channel_kernel(DType type, Isa isa) {
-  for (const ChannelKernel& kernel : channel_kernels())
-    if (kernel.type == type && kernel.isa == isa) return &kernel;
+const ChannelKernel* find_channel_kernel(DType type, Isa isa) { return find(channel_kernels(), type, isa); }
+
+Span<const BlockKernel> block_kernels() {
+#if defined(__x86_64__)
+  return {kAvx2BlockKernels, kBlockTypes};
+#else
+  return {};
+#endif
+}
+
+const BlockKernel* find_block_kernel(DType type, Isa isa) { return find(block_kernels(), type, isa); }
+
+Span<const CodePanelKernel> code_panel_kernels() {
+#if defined(__x86_64__)
+  return {kAvx2CodePanelKernels, kBlockTypes + kChannelTypes};
+#else
+  return {};
+#endif
+}
+
+const CodePanelKernel* find_code_panel_kernel(DType type, Isa isa) { return find(code_panel_kernels(), type, isa); }
+
+const CodeKernels* find_code_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) return &kAvx2CodeKernels;
+#endif
+  QAT_CHECK(isa == Isa::scalar);
   return nullptr;
 }
 

@@ -45,6 +45,82 @@ constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128
 Span<const ChannelKernel> channel_kernels();
 const ChannelKernel* find_channel_kernel(DType type, Isa isa);  // nullptr: no channel-wise type
 
+// A row of activations rounded to 8 bits, kCodeBlock neighbours to a scale: x = code * scale, codes -127..127. It is
+// GGUF's Q8_0 with a scale of 32 bits.
+constexpr int64_t kCodeBlock = 32;
+struct CodedRow {
+  const int8_t* codes;  // [cols]
+  const float* scales;  // [cols / kCodeBlock]; NaN for a block that held NaN or infinity, whose codes are 0
+  const float* sums;    // [cols / kCodeBlock]: scale * the sum of the block's codes
+};
+
+// Products of one stored row of blocks (Q2_0, Q4_0, Q8_0, Q6_K) with such a row of activations: codes meet codes, in
+// integers, and a block's sum its two scales.
+struct BlockKernel {
+  DType type;
+  Isa isa;
+  float (*dot)(const uint8_t* row, const CodedRow& x, int64_t cols);
+  // The codes of activations in the order in which dot() wants them; nullptr: as they are.
+  void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
+};
+Span<const BlockKernel> block_kernels();
+const BlockKernel* find_block_kernel(DType type, Isa isa);  // nullptr: floats meet this type
+
+// ---- Many rows of activations in 8 bits with many rows of weights. As with floats below, the lanes of a vector are
+// rows of activations, packed in panels; here four columns of a row stand side by side: codes[(k / 4 * width + r) * 4 +
+// k % 4], which PanelKernel::pack makes of rows of codes seen as rows of 32-bit words.
+
+constexpr int64_t kCodePanelRows = 16;
+// Columns of weights unpacked at a time; a multiple of every block.
+constexpr int64_t kCodeDepth = 512;
+// Rows of weights, a multiple of what a kernel multiplies at a time.
+constexpr int64_t kCodeOutputs = 64;
+
+struct CodePanel {
+  const int8_t* codes;  // [ceil(cols / 4), width, 4]; missing rows and columns are 0
+  int64_t width;        // rows rounded up to kLanes, at most kCodePanelRows
+  const float* scales;  // [cols / kCodeBlock, width]; unused where the weights have one scale per row
+  const float* sums;    // [cols / 16, width]: scale * the sum of 16 codes
+};
+
+struct CodePanelKernel {
+  DType type;
+  Isa isa;
+  // Weights have a scale for every `group` columns (16 or 32), or, 0, one for the row: then sums are integers.
+  int64_t group;
+  // Bytes per code once unpacked: one, or one each for its high and low four bits.
+  int64_t planes;
+  // What unpacked codes stand above those that they mean: value = (code - offset) * scale.
+  int32_t offset;
+  // Columns [0, cols) of a row, cols <= kCodeDepth: codes[plane * kCodeDepth + k], and a scale per group. Up to the
+  // next multiple of kCodeBlock codes may be anything.
+  void (*unpack)(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales);
+  // sums[o * stride + r] += products over `cols` columns of a panel, from its first column on (the panel's pointers are
+  // moved there), for o < outputs, r < width: floats, offset and scales applied, or int32 of the bare codes. Row o at
+  // codes + o * planes * kCodeDepth, scales + o * kCodeDepth / 16. Up to the next multiple of 4 of outputs is computed
+  // too.
+  void (*multiply)(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
+                   void* sums, int64_t stride);
+};
+Span<const CodePanelKernel> code_panel_kernels();
+const CodePanelKernel* find_code_panel_kernel(DType type, Isa isa);
+
+// What all types share.
+struct CodeKernels {
+  Isa isa;
+  // x[n] as a CodedRow, and sums of 16 as a CodePanel wants them; n is a multiple of kCodeBlock.
+  void (*encode_blocks)(const float* x, int64_t n, int8_t* codes, float* scales, float* sums, float* half_sums);
+  // code = clamp(round(x / scale), -128, 127), ties to even, bit for bit encode_channel's (format/channel_grid.h).
+  // False, and no codes, if some x is NaN.
+  bool (*encode_static)(const float* x, int64_t n, float scale, int8_t* codes);
+  // y[r * y_stride + o] = sums[o * stride + r] for r < rows, o < outputs.
+  void (*store_floats)(const float* sums, int64_t stride, int64_t rows, int64_t outputs, float* y, int64_t y_stride);
+  // y = (sums - offset * x_sums[r]) * (x_scales[r] * w_scales[o]), the products in double.
+  void (*store_sums)(const int32_t* sums, int64_t stride, int64_t rows, int64_t outputs, int32_t offset,
+                     const int32_t* x_sums, const double* x_scales, const float* w_scales, float* y, int64_t y_stride);
+};
+const CodeKernels* find_code_kernels(Isa isa);  // nullptr for scalar: the reference meets floats
+
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
 // The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by
 // column; so the lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape

@@ -219,25 +219,6 @@ float dot_floats(const uint8_t* row, const float* x, int64_t cols) {
 
 // ---- Panels
 
-// 8 rows of 8 floats, transposed in place.
-void transpose8(__m256 (&r)[8]) {
-  __m256 a[8], b[8];
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
-  }
-}
-
 void pack_panel(const float* x, int64_t stride, int64_t rows, int64_t cols, float* panel) {
   const int64_t width = (rows + kLanes - 1) / kLanes * kLanes;
   for (int64_t first = 0; first < width; first += kLanes) {

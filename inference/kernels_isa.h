@@ -14,6 +14,10 @@ extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
 extern const VectorKernels kScalarVectorKernels;
 extern const RowKernel kAvx2RowKernels[kRunnableTypes];
 extern const PanelKernel kAvx2PanelKernel;
+constexpr int kBlockTypes = 4;
+extern const BlockKernel kAvx2BlockKernels[kBlockTypes];
+extern const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes];
+extern const CodeKernels kAvx2CodeKernels;
 extern const VectorKernels kAvx2VectorKernels;
 
 }  // namespace qat

@@ -10,8 +10,17 @@
 
 namespace qat {
 
-// Rows of activations on their way into one or more matrices: brought into the form that a product wants once, used as
-// often as it is needed (q, k and v share an input). Keeps its memory from use to use.
+// What the products of a matrix are made of.
+struct Arithmetic {
+  Isa isa = Isa::scalar;
+  // Activations that meet quantized weights are rounded to 8 bits, kCodeBlock neighbours to a scale, and codes are
+  // multiplied: what llama.cpp does, and several times as fast as floats. Not in the reference, which has no such
+  // kernels.
+  bool round_activations = false;
+};
+
+// Rows of activations on their way into one or more matrices: brought into the forms that products want once, used as
+// often as they are needed (q, k and v share an input). Keeps its memory from use to use.
 class MatmulInput {
  public:
   // x [rows, cols] must stay valid and unchanged until the next set().
@@ -21,13 +30,22 @@ class MatmulInput {
   int64_t cols() const { return cols_; }
 
  private:
-  friend void matmul(Isa isa, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
+  friend void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
+  // Forms. Each returns at once when it is there already.
   void pack(Isa isa, ThreadPool& pool);
   void round(ThreadPool& pool, float scale);
-  void encode(const ChannelKernel& kernel, ThreadPool& pool, float scale);
+  void encode(Isa isa, ThreadPool& pool, float scale);
+  void arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8_t* out));
+  void pack_codes(Isa isa, ThreadPool& pool);
+  // Products.
   void multiply_by_row(Isa isa, ThreadPool& pool, const float* x, const Matrix& w, float* y);
   void multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, float* y);
+  void dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
+  void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
+  void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, float* room,
+                           float* y) const;
+  void multiply_rounded(Isa isa, ThreadPool& pool, const Matrix& w, float* y);
   float* scratch(int worker) { return scratch_.data() + static_cast<size_t>(worker) * scratch_stride_; }
   void reserve_scratch(int workers, int64_t floats);
 
@@ -37,11 +55,18 @@ class MatmulInput {
   std::vector<float> packed_;  // panels
   float rounded_scale_ = 0.0f;
   std::vector<float> rounded_;  // x on the grid of that scale; 0: not yet
-  const ChannelKernel* coded_for_ = nullptr;
+  // In 8 bits, by coded_scale_ or, 0, by blocks.
+  bool is_coded_ = false, has_code_panels_ = false;
   float coded_scale_ = 0.0f;
-  std::vector<int8_t> codes_;        // rows as that kernel arranges them, arranged_bytes(cols) apart
-  std::vector<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one
-  std::vector<float> scratch_;       // per worker: decoded weights
+  int64_t code_stride_ = 0;                                   // cols rounded up to kCodeBlock; what is added is 0
+  std::vector<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
+  std::vector<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
+  std::vector<float> panel_scales_, panel_sums_;
+  std::vector<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
+  std::vector<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
+  void (*arranged_by_)(const int8_t* codes, int64_t cols, int8_t* out) = nullptr;
+  std::vector<int8_t> arranged_;  // rows, arranged_bytes(cols) apart
+  std::vector<float> scratch_;    // per worker: weights decoded or unpacked, sums
   size_t scratch_stride_ = 0;
 };
 
@@ -50,9 +75,8 @@ void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t co
 
 // y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. Where w has an input_scale, x is
 // first rounded to that grid, and products of codes are added as integers (the reference: as the floats they mean);
-// what y is rounded to is the caller's business. The result does not depend on the
-// number of threads, and that of a row not on the other rows (as long as there are two or more: a single row takes the
-// dot product's order).
-void matmul(Isa isa, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
+// what y is rounded to is the caller's business. The result does not depend on the number of threads, and that of a
+// row not on the other rows (as long as there are two or more: a single row takes the dot product's order).
+void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
 
 }  // namespace qat

@@ -21,9 +21,11 @@ float* grown(std::vector<float>& buffer, int64_t floats) {
 
 }  // namespace
 
-Transformer::Transformer(Weights weights, Isa isa, bool float_cache) : weights_(std::move(weights)), isa_(isa) {
+Transformer::Transformer(Weights weights, Isa isa, const EngineOptions& options)
+    : weights_(std::move(weights)), isa_(isa), round_activations_(!options.float_activations) {
   const ModelConfig& c = weights_.config;
-  for (const LayerWeights& layer : weights_.layers) cache_grids_.push_back(float_cache ? CacheScales() : layer.cache);
+  for (const LayerWeights& layer : weights_.layers)
+    cache_grids_.push_back(options.float_cache ? CacheScales() : layer.cache);
   for (size_t i = 0; i < c.layers.size(); ++i) {
     std::vector<float>& frequencies = frequencies_[c.layers[i].sliding];
     if (frequencies.empty()) frequencies = rope_frequencies(c, c.layers[i]);
@@ -77,7 +79,7 @@ struct Transformer::Pass {
   void multiply(MatmulInput& input, const Matrix& matrix, const Linear& linear, float* y) {
     const int64_t rows = input.rows();
     observe(Activation::input, linear, rows, matrix.cols, input.x());
-    matmul(model.isa_, pool, input, matrix, y);
+    matmul({model.isa_, model.round_activations_}, pool, input, matrix, y);
     observe(Activation::output, linear, rows, matrix.rows, y);
     if (matrix.output_scale != 0.0f) round_rows(y, rows * matrix.rows, matrix.output_scale);
   }

@@ -34,7 +34,7 @@ struct Workspace {
 
 class Transformer {
  public:
-  Transformer(Weights weights, Isa isa, bool float_cache);
+  Transformer(Weights weights, Isa isa, const EngineOptions& options);
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
   const std::vector<CacheScales>& cache_grids() const { return cache_grids_; }  // per layer
@@ -61,6 +61,7 @@ class Transformer {
 
   Weights weights_;
   Isa isa_;
+  bool round_activations_;
   std::vector<CacheScales> cache_grids_;
   std::vector<float>
       frequencies_[2];            // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none

@@ -27,7 +27,7 @@ class Matmul : public testing::TestWithParam<Isa> {
     MatmulInput input;
     std::vector<float> y(static_cast<size_t>(rows * w.rows) + 1, 7.0f);
     input.set(x.data(), rows, w.cols);
-    matmul(GetParam(), pool, input, w, y.data());
+    matmul({GetParam()}, pool, input, w, y.data());
     EXPECT_EQ(y.back(), 7.0f) << "wrote past the end";
     y.pop_back();
     return y;
@@ -170,7 +170,7 @@ TEST_P(Matmul, OneInputForSeveralGrids) {
   for (size_t i = 0; i < matrices.size(); ++i) {
     matrices[i].matrix.input_scale = scales[i];
     std::vector<float> y(static_cast<size_t>(rows * outputs));
-    matmul(GetParam(), pool, input, matrices[i].matrix, y.data());
+    matmul({GetParam()}, pool, input, matrices[i].matrix, y.data());
     EXPECT_EQ(y, multiply(1, x, rows, matrices[i].matrix)) << i;
   }
 }

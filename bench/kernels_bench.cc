@@ -1,0 +1,117 @@
+// Speed of every row of the engine's tables of kernels, on one thread. Each is held against its oracle before it is
+// timed.
+//   dot/TYPE/ISA          one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
+//   cached_dot/TYPE/ISA   the same with 128 kB, which the second level holds: what the instructions cost
+//   panel/TYPE/ISA        512 rows of 8-bit activations with 2048 rows of weights: multiply-adds per second
+// build: cmake -B build -DQAT_BENCH=ON && cmake --build build --target kernels_bench
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+#include "format/channel_grid.h"
+#include "format/grid.h"
+#include "inference/matmul.h"
+
+namespace qat {
+namespace {
+
+constexpr int64_t kCols = 2048;
+
+// Random codes: every bit pattern is one. Scales of blocks are set to 1 / 64.
+struct RandomMatrix {
+  RandomMatrix(DType type, int64_t rows)
+      : bytes(row_bytes(type, kCols) * static_cast<size_t>(rows)), scales(rows, 0.25f) {
+    std::mt19937 random(1);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    const size_t block = dtype_info(type).block_bytes, at = type == DType::Q6_K ? 208 : 0;
+    for (size_t i = 0; code_bits(type) == 0 && i < bytes.size(); i += block) {
+      bytes[i + at] = 0;
+      bytes[i + at + 1] = 0x24;
+    }
+    matrix = {type, rows, kCols, bytes.data()};
+    if (code_bits(type) == 0) return;
+    matrix.scales = reinterpret_cast<const uint8_t*>(scales.data());
+    matrix.input_scale = 1.0f / 32;
+  }
+  std::vector<uint8_t> bytes;
+  std::vector<float> scales;
+  Matrix matrix;
+};
+
+std::vector<float> random_floats(int64_t count) {
+  std::mt19937 random(2);
+  std::vector<float> x(static_cast<size_t>(count));
+  for (float& v : x) v = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
+  return x;
+}
+
+// Fast against the reference, which meets the same weights with unrounded activations (the static grid apart).
+void verify(Isa isa, const Matrix& matrix, const std::vector<float>& x, int64_t rows) {
+  ThreadPool pool(1);
+  Matrix some = matrix;
+  some.rows = 24;
+  std::vector<float> fast(static_cast<size_t>(rows * some.rows)), reference(fast.size());
+  for (const bool is_fast : {true, false}) {
+    MatmulInput input;
+    input.set(x.data(), rows, kCols);
+    matmul({is_fast ? isa : Isa::scalar, is_fast}, pool, input, some, is_fast ? fast.data() : reference.data());
+  }
+  double error = 0.0, size = 0.0;
+  for (size_t i = 0; i < fast.size(); ++i) {
+    error += std::pow(static_cast<double>(fast[i]) - static_cast<double>(reference[i]), 2);
+    size += std::pow(static_cast<double>(reference[i]), 2);
+  }
+  if (error <= 1e-4 * size) return;
+  std::fprintf(stderr, "%s %s: relative error %g\n", dtype_name(matrix.dtype), isa_name(isa), std::sqrt(error / size));
+  std::exit(1);
+}
+
+void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t rows) {
+  const RandomMatrix w(type, outputs);
+  const std::vector<float> x = random_floats(rows * kCols);
+  verify(isa, w.matrix, x, rows);
+  std::vector<float> y(static_cast<size_t>(rows * outputs));
+  ThreadPool pool(1);
+  MatmulInput input;
+  for (auto _ : state) {
+    input.set(x.data(), rows, kCols);
+    matmul({isa, true}, pool, input, w.matrix, y.data());
+    benchmark::ClobberMemory();
+  }
+  using benchmark::Counter;
+  const double steps = static_cast<double>(state.iterations());
+  state.counters["weights"] = Counter(steps * static_cast<double>(w.bytes.size()), Counter::kIsRate, Counter::kIs1000);
+  state.counters["multiply-adds"] =
+      Counter(steps * static_cast<double>(rows * outputs * kCols), Counter::kIsRate, Counter::kIs1000);
+}
+
+void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 128000000) {
+  if (!isa_supported(isa)) return;
+  const std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
+  const int64_t outputs = rows == 1 ? bytes / static_cast<int64_t>(row_bytes(type, kCols)) : 2048;
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    run(state, isa, type, outputs, rows);
+  })->Unit(benchmark::kMicrosecond);
+}
+
+}  // namespace
+}  // namespace qat
+
+int main(int argc, char** argv) {
+  using namespace qat;
+  const auto add_dots = [](Isa isa, DType type) {
+    add("dot", isa, type, 1);
+    add("cached_dot", isa, type, 1, 128000);
+  };
+  for (const BlockKernel& kernel : block_kernels()) add_dots(kernel.isa, kernel.type);
+  for (const ChannelKernel& kernel : channel_kernels())
+    if (kernel.isa != Isa::scalar) add_dots(kernel.isa, kernel.type);
+  for (const CodePanelKernel& kernel : code_panel_kernels()) add("panel", kernel.isa, kernel.type, 512);
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+}

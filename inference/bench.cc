@@ -1,0 +1,205 @@
+#include "inference/bench.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <numeric>
+#include <random>
+
+#include "format/error.h"
+#include "inference/transformer.h"
+
+namespace qat {
+namespace {
+
+// --- Memory ---
+
+constexpr int64_t kPieceWords = int64_t{1} << 17;  // a megabyte: what a thread takes at a time
+
+// Eight sums that do not wait for each other: the loads, not the additions, set the pace.
+uint64_t sum_words(const uint64_t* words, int64_t count) {
+  uint64_t sums[8] = {};
+  for (int64_t i = 0; i < count; i += 8)
+    for (int64_t j = 0; j < 8; ++j) sums[j] += words[i + j];
+  return std::accumulate(std::begin(sums), std::end(sums), uint64_t{0});
+}
+
+template <class Work>
+double seconds_of(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+int64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+// --- Bytes of a token ---
+
+int64_t bytes_per_row(const Matrix& m) {
+  const int64_t scales = m.scales == nullptr ? 0 : m.scales_per_row * static_cast<int64_t>(sizeof(float));
+  return static_cast<int64_t>(row_bytes(m.dtype, m.cols)) + scales;
+}
+
+int64_t one_row(const Matrix& m) { return m ? bytes_per_row(m) : 0; }
+int64_t all_rows(const Matrix& m) { return m ? m.rows * bytes_per_row(m) : 0; }
+
+int64_t weight_bytes(const Weights& w) {
+  int64_t total = one_row(w.ple_embedding) + all_rows(w.ple_model_projection);
+  if (w.output.data != w.embedding.data) total += one_row(w.embedding);
+  for (const LayerWeights& l : w.layers)
+    for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
+      total += all_rows(*m);
+  return total + all_rows(w.output);
+}
+
+// K and V of one position, as the cache stores them.
+int64_t position_bytes(const LayerConfig& layer, const CacheScales& grid) {
+  const CacheRows k(layer.kv_heads, layer.head_dim, 1, grid.bits, grid.k);
+  const CacheRows v(layer.kv_heads, layer.head_dim, 1, grid.bits, grid.v);
+  return static_cast<int64_t>(k.bytes() + v.bytes());
+}
+
+// Sum over the tokens at positions context ... context + tokens - 1 of how many positions each sees.
+int64_t positions_seen(int64_t context, int64_t tokens, int64_t window) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < tokens; ++i) total += std::min(context + i + 1, window);
+  return total;
+}
+
+int64_t cache_bytes(const Weights& w, bool float_cache, int64_t context, int64_t tokens) {
+  const ModelConfig& c = w.config;
+  int64_t total = 0;
+  for (const LayerConfig& layer : c.layers) {
+    const auto owner = static_cast<size_t>(layer.kv_source);
+    const CacheScales grid = float_cache ? CacheScales() : w.layers[owner].cache;
+    const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
+    total += position_bytes(c.layers[owner], grid) * positions_seen(context, tokens, window);
+  }
+  return total / tokens;
+}
+
+// --- Runs ---
+
+std::vector<int32_t> random_ids(const ModelConfig& config, int64_t count) {
+  const int64_t vocab = config.ple > 0 ? std::min(config.vocab, config.ple_vocab) : config.vocab;
+  std::mt19937_64 random(1);
+  std::vector<int32_t> ids(static_cast<size_t>(count));
+  for (int32_t& id : ids) id = static_cast<int32_t>(random() % static_cast<uint64_t>(vocab));
+  return ids;
+}
+
+// One sequence, timed pass by pass: what happens between passes does not count.
+struct Runs {
+  Engine& engine;
+  const BenchProgress& progress;
+  int64_t total;  // tokens
+  int64_t done = 0;
+  KvCache cache;
+  std::vector<int32_t> ids;
+  std::vector<float> logits;
+
+  Runs(Engine& e, const BenchProgress& p, int64_t total_tokens, int64_t capacity)
+      : engine(e),
+        progress(p),
+        total(total_tokens),
+        cache(e, capacity),
+        ids(random_ids(e.config(), capacity)),
+        logits(static_cast<size_t>(e.config().vocab)) {}
+
+  // Seconds of a pass over the next `count` tokens, with the logits of the last one or none.
+  double pass(int64_t count, bool with_logits) {
+    const Span<const int32_t> tokens(ids.data() + cache.length(), static_cast<size_t>(count));
+    const size_t first_logit = tokens.size() - (with_logits ? 1 : 0);
+    const double seconds = seconds_of([&] { engine.forward(tokens, cache, first_logit, logits.data()); });
+    done += count;
+    if (progress) progress(done, total);
+    return seconds;
+  }
+
+  double prefill(int64_t count) {
+    cache.clear();
+    double seconds = 0.0;
+    while (cache.length() < count) {
+      const int64_t rows = std::min(kMaxBatchRows, count - cache.length());
+      seconds += pass(rows, cache.length() + rows == count);
+    }
+    return seconds;
+  }
+
+  double decode(int64_t count) {
+    double seconds = 0.0;
+    for (int64_t i = 0; i < count; ++i) seconds += pass(1, true);
+    return seconds;
+  }
+};
+
+}  // namespace
+
+double measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t repeats) {
+  const int64_t pieces = bytes / (kPieceWords * static_cast<int64_t>(sizeof(uint64_t)));
+  QAT_CHECK(pieces > 0 && repeats > 0);
+  // Written to: pages never written are all the same one.
+  const std::vector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
+  double best = 0.0;
+  for (int64_t i = 0; i < repeats; ++i) {
+    std::atomic<uint64_t> sum{0};
+    const double seconds = seconds_of([&] {
+      pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
+        sum += sum_words(words.data() + begin * kPieceWords, (end - begin) * kPieceWords);
+      });
+    });
+    QAT_CHECK(sum == words.size());  // every word was read, in every pass
+    best = std::max(best, static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
+  }
+  return best;
+}
+
+DecodeBytes decode_bytes(const Weights& weights, bool float_cache, int64_t context, int64_t tokens) {
+  QAT_CHECK(context >= 0 && tokens > 0);
+  return {weight_bytes(weights), cache_bytes(weights, float_cache, context, tokens)};
+}
+
+double Speed::median() const {
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t half = sorted.size() / 2;
+  const double middle = sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  return static_cast<double>(tokens) / middle;
+}
+double Speed::slowest() const {
+  return static_cast<double>(tokens) / *std::max_element(seconds.begin(), seconds.end());
+}
+double Speed::fastest() const {
+  return static_cast<double>(tokens) / *std::min_element(seconds.begin(), seconds.end());
+}
+
+BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const BenchProgress& progress) {
+  QAT_CHECK(options.prompt > 0 && options.tokens > 0 && options.context >= 0 && options.repeat > 0);
+  const bool again = options.context != options.prompt;  // the cache has to be filled to another length
+  const int64_t round = options.prompt + (again ? options.context : 0) + options.tokens;
+  Runs runs(engine, progress, (options.repeat + 1) * round, std::max(options.prompt, options.context + options.tokens));
+  BenchResult result;
+  result.prefill.tokens = options.prompt;
+  result.decode.tokens = options.tokens;
+  for (int64_t i = 0; i <= options.repeat; ++i) {
+    const double prefill = runs.prefill(options.prompt);
+    if (again) runs.prefill(options.context);
+    const double decode = runs.decode(options.tokens);
+    if (i == 0) continue;  // the first round brings the model into memory
+    result.prefill.seconds.push_back(prefill);
+    result.decode.seconds.push_back(decode);
+  }
+  result.peak_rss_bytes = peak_rss_bytes();
+  result.read_bandwidth = measure_read_bandwidth(engine.impl().pool, options.bandwidth_bytes);
+  result.threads = engine.impl().pool.size();
+  result.isa = engine.impl().transformer.isa();
+  return result;
+}
+
+}  // namespace qat

@@ -1,0 +1,62 @@
+// How fast an engine runs, beside how fast this machine reads memory: decoding one token reads all of a model's weights
+// and a sequence's cache, so memory bounds it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "inference/engine.h"
+#include "inference/isa.h"
+#include "inference/thread_pool.h"
+
+namespace qat {
+
+// GB/s (1e9 bytes) at which the pool's threads together read memory: the fastest of `repeats` passes over a buffer of
+// `bytes`, at least a megabyte. It is memory that is measured only when the buffer is much larger than every cache.
+double measure_read_bandwidth(ThreadPool& pool, int64_t bytes = int64_t{1} << 29, int64_t repeats = 5);
+
+// What one decoded token reads. Not counted: norms, activations, and anything read twice.
+struct DecodeBytes {
+  int64_t weights = 0;  // each matrix with its scales; of embedding tables one row (a tied one is the head, whole)
+  int64_t cache = 0;    // K and V of the positions that each layer sees, its own included; layers that share K and V
+                        // read their owner's again
+  int64_t total() const { return weights + cache; }
+};
+// Of `tokens` tokens after `context` positions, the mean. `float_cache` as in EngineOptions.
+DecodeBytes decode_bytes(const Weights& weights, bool float_cache, int64_t context, int64_t tokens);
+
+struct BenchOptions {
+  int64_t prompt = 512;   // tokens of a prefill, from an empty cache; >= 1
+  int64_t tokens = 64;    // decoded one by one; >= 1
+  int64_t context = 512;  // positions in the cache before decoding; >= 0
+  int64_t repeat = 5;     // >= 1
+  int64_t bandwidth_bytes = int64_t{1} << 29;
+};
+
+// Repetitions of one piece of work.
+struct Speed {
+  int64_t tokens = 0;           // of each
+  std::vector<double> seconds;  // in the order in which they ran
+  // Tokens per second.
+  double median() const;
+  double slowest() const;
+  double fastest() const;
+};
+
+struct BenchResult {
+  Speed prefill, decode;
+  double read_bandwidth = 0.0;  // GB/s of the engine's threads
+  int64_t peak_rss_bytes = 0;   // of the process so far, without the buffer of the bandwidth
+  int threads = 0;
+  Isa isa = Isa::scalar;
+};
+
+using BenchProgress = std::function<void(int64_t done, int64_t total)>;  // tokens; may throw
+
+// Prefill (only the last token's logits) and decode (logits of each) by turns, once unmeasured and then `repeat` times.
+// The ids are random, the same in every run: what a model would answer must not decide how fast it is. The length that
+// the model was made for is no limit.
+BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const BenchProgress& progress = {});
+
+}  // namespace qat

@@ -1,0 +1,329 @@
+// Rows of blocks against activations of 8 bits, with AVX2, FMA and F16C; and the rounding to 8 bits. Compiled with
+// those flags: see kernels_isa.h for what must not be used here.
+#include <immintrin.h>
+
+#include "inference/kernels_isa.h"
+#include "inference/lanes_avx2.h"
+
+namespace qat {
+namespace {
+
+// BlockQ2_0, BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
+constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;
+// How far ahead of its use memory is asked for: the next page, where the hardware's own prefetching ends.
+constexpr int64_t kAhead = 4096;
+
+__m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+__m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
+
+// The scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
+template <int kBytes>
+__m128i halves_of_8(const uint8_t* p) {
+  constexpr int64_t kStep = kBytes - 2;
+  __m128i d = _mm_blend_epi16(load16(p), load16(p + kStep), 0x02);
+  d = _mm_blend_epi16(d, load16(p + 2 * kStep), 0x04);
+  d = _mm_blend_epi16(d, load16(p + 3 * kStep), 0x08);
+  d = _mm_blend_epi16(d, load16(p + 4 * kStep), 0x10);
+  d = _mm_blend_epi16(d, load16(p + 5 * kStep), 0x20);
+  d = _mm_blend_epi16(d, load16(p + 6 * kStep), 0x40);
+  return _mm_blend_epi16(d, load16(p + 7 * kStep), 0x80);
+}
+
+// Of 4 blocks, each twice.
+template <int kBytes>
+__m128i halves_of_4(const uint8_t* p) {
+  constexpr int64_t kStep = kBytes - 2;
+  __m128i d = _mm_blend_epi16(load16(p), load16(p + kStep), 0x02);
+  d = _mm_blend_epi16(d, load16(p + 2 * kStep), 0x04);
+  d = _mm_blend_epi16(d, load16(p + 3 * kStep), 0x08);
+  return _mm_unpacklo_epi16(d, d);
+}
+
+// Sums of pairs of 16-bit numbers, as floats.
+__m256 pair_sums(__m256i products) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1))); }
+
+// The sum over a row of blocks of 32. Of a type of blocks, Row says: kOffset, what its codes stand above those that
+// they mean; kBytes, those of 8 blocks; scale(b), where block b has its scale; halves(b), the scales of 8 blocks;
+// pairs(b), 16 sums of two products of codes, at most 32512 each; add_eight, 8 blocks' products times their factors, to
+// two sums in turn, as one would wait for its own last addition. Eight at a time because making scales and factors one
+// by one would be half of the work.
+template <class Row>
+float sum_blocks(const Row& row, const CodedRow& x, int64_t blocks) {
+  __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps(), offsets = _mm256_setzero_ps();
+  int64_t b = 0;
+  for (; b + 8 <= blocks; b += 8) {
+    for (int64_t line = 0; line < Row::kBytes; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(row.scale(b)) + kAhead + line, _MM_HINT_T0);
+    const __m256 d = _mm256_cvtph_ps(row.halves(b));
+    if (Row::kOffset != 0) offsets = _mm256_fmadd_ps(d, _mm256_loadu_ps(x.sums + b), offsets);
+    row.add_eight(b, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + b)), &even, &odd);
+  }
+  float offset = Row::kOffset != 0 ? sum_lanes(offsets) : 0.0f;
+  for (; b < blocks; ++b) {
+    const float d = half_at(row.scale(b));
+    even = _mm256_fmadd_ps(pair_sums(row.pairs(b)), _mm256_set1_ps(d * x.scales[b]), even);
+    offset += d * x.sums[b];
+  }
+  return sum_lanes(_mm256_add_ps(even, odd)) - static_cast<float>(Row::kOffset) * offset;
+}
+
+// Eight blocks by their pairs.
+template <class Row>
+void add_pairs(const Row& row, int64_t b, __m256 factors, __m256* even, __m256* odd) {
+  alignas(32) float each[8];
+  _mm256_store_ps(each, factors);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    *even = _mm256_fmadd_ps(pair_sums(row.pairs(b + i)), _mm256_broadcast_ss(each + i), *even);
+    *odd = _mm256_fmadd_ps(pair_sums(row.pairs(b + i + 1)), _mm256_broadcast_ss(each + i + 1), *odd);
+  }
+}
+
+// Blocks i and i + 4 of eight side by side, one in each half of a vector: low nibbles are elements 0..15 of both, high
+// ones 16..31, and arrange_q4_0 has laid the activations out likewise. Their two scales are a shuffle of the eight's.
+struct RowQ4_0 {
+  static constexpr int kOffset = 8, kBytes = 8 * kQ4Bytes;
+  const uint8_t* blocks;
+  const int8_t* x;
+  const uint8_t* scale(int64_t b) const { return blocks + b * kQ4Bytes; }
+  __m128i halves(int64_t b) const { return halves_of_8<kQ4Bytes>(scale(b)); }
+  template <int i>
+  __m256 add_two(int64_t b, __m256 factors, __m256 sum) const {
+    const __m256i mask = _mm256_set1_epi8(15);
+    const __m256i bytes =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(scale(b + i) + 2)), load16(scale(b + i + 4) + 2), 1);
+    const int8_t* codes = x + 32 * b + 64 * i;
+    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(bytes, mask), load32(codes));
+    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), load32(codes + 32));
+    return _mm256_fmadd_ps(pair_sums(_mm256_add_epi16(low, high)), _mm256_permute_ps(factors, i * 0x55), sum);
+  }
+  void add_eight(int64_t b, __m256 factors, __m256* even, __m256* odd) const {
+    *even = add_two<0>(b, factors, *even);
+    *odd = add_two<1>(b, factors, *odd);
+    *even = add_two<2>(b, factors, *even);
+    *odd = add_two<3>(b, factors, *odd);
+  }
+  __m256i pairs(int64_t b) const {
+    const __m256i bytes = _mm256_broadcastsi128_si256(load16(scale(b) + 2));
+    const __m256i shifted = _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4));
+    return _mm256_maddubs_epi16(_mm256_and_si256(shifted, _mm256_set1_epi8(15)), load32(x + 32 * b));
+  }
+};
+
+float dot_q4_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
+  return sum_blocks(RowQ4_0{row, x.codes}, x, cols / 32);
+}
+
+// What is left of whole eights stays as it is.
+void arrange_q4_0(const int8_t* codes, int64_t cols, int8_t* out) {
+  int64_t k = 0;
+  for (; k + 256 <= cols; k += 256)
+    for (int64_t i = 0; i < 16; ++i)  // half of a block
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + k + 64 * (i / 2 % 4) + 32 * (i % 2) + 16 * (i / 8)),
+                       load16(codes + k + 16 * i));
+  __builtin_memcpy(out + k, codes + k, static_cast<size_t>(cols - k));
+}
+
+// Signed codes -128..127 as magnitudes, their signs given to the activations (which are never -128).
+struct RowQ8_0 {
+  static constexpr int kOffset = 0, kBytes = 8 * kQ8Bytes;
+  const uint8_t* blocks;
+  const int8_t* x;
+  const uint8_t* scale(int64_t b) const { return blocks + b * kQ8Bytes; }
+  __m128i halves(int64_t b) const { return halves_of_8<kQ8Bytes>(scale(b)); }
+  void add_eight(int64_t b, __m256 factors, __m256* even, __m256* odd) const {
+    add_pairs(*this, b, factors, even, odd);
+  }
+  __m256i pairs(int64_t b) const {
+    const __m256i codes = load32(scale(b) + 2);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(load32(x + 32 * b), codes));
+  }
+};
+
+float dot_q8_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
+  return sum_blocks(RowQ8_0{row, x.codes}, x, cols / 32);
+}
+
+// A block of 64 weights meets two blocks of activations: here a block is half of one. Element 4 i + j is in bits 2 j of
+// byte i: a plane of bits is every fourth element, and arrange_q2_0 has put the activations in that order.
+struct RowQ2_0 {
+  static constexpr int kOffset = 1, kBytes = 4 * kQ2Bytes;
+  const uint8_t* blocks;
+  const int8_t* x;
+  const uint8_t* scale(int64_t b) const { return blocks + b / 2 * kQ2Bytes; }
+  __m128i halves(int64_t b) const { return halves_of_4<kQ2Bytes>(scale(b)); }
+  void add_eight(int64_t b, __m256 factors, __m256* even, __m256* odd) const {
+    add_pairs(*this, b, factors, even, odd);
+  }
+  __m256i pairs(int64_t b) const {
+    int64_t half;
+    __builtin_memcpy(&half, scale(b) + 2 + 8 * (b % 2), 8);
+    const __m256i planes = _mm256_srlv_epi64(_mm256_set1_epi64x(half), _mm256_setr_epi64x(0, 2, 4, 6));
+    return _mm256_maddubs_epi16(_mm256_and_si256(planes, _mm256_set1_epi8(3)), load32(x + 32 * b));
+  }
+};
+
+float dot_q2_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
+  return sum_blocks(RowQ2_0{row, x.codes}, x, cols / 32);
+}
+
+// out[8 j + i] = codes[4 i + j], in each block of 32.
+void arrange_q2_0(const int8_t* codes, int64_t cols, int8_t* out) {
+  const __m256i gather = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
+                                          13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t k = 0; k < cols; k += 32) {
+    const __m256i fours = _mm256_shuffle_epi8(load32(codes + k), gather);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), _mm256_permutevar8x32_epi32(fours, order));
+  }
+}
+
+// Two halves of 128 elements, each four runs of 32, one block of activations each; a run is two groups of 16 with a
+// scale of 8 bits each. |code| <= 32: pairs are at most 2 * 32 * 127 = 8128, and times a scale still far from 2^31.
+float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
+  const __m256i low4 = _mm256_set1_epi8(15), top2 = _mm256_set1_epi8(0x30), bias = _mm256_set1_epi8(32);
+  __m256 sum = _mm256_setzero_ps();
+  for (int64_t first = 0; first < cols; first += 128) {
+    const int64_t half = first / 128 % 2;
+    const uint8_t* block = row + first / 256 * kQ6Bytes;
+    const __m256i ql0 = load32(block + 64 * half), ql1 = load32(block + 64 * half + 32);
+    const __m256i qh = load32(block + 128 + 32 * half);
+    const float d = half_at(block + 208);
+    const auto add = [&](int64_t run, __m256i low, __m256i high) {
+      const __m256i codes =
+          _mm256_sub_epi8(_mm256_or_si256(_mm256_and_si256(low, low4), _mm256_and_si256(high, top2)), bias);
+      const int64_t b = first / 32 + run;
+      const __m256i signed_x = _mm256_sign_epi8(load32(x.codes + 32 * b), codes);
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), signed_x);
+      const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * half + 2 * run);
+      const __m256i both = _mm256_set_m128i(_mm_set1_epi16(scales[1]), _mm_set1_epi16(scales[0]));
+      const __m256 factor = _mm256_set1_ps(d * x.scales[b]);
+      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, both)), factor, sum);
+    };
+    add(0, ql0, _mm256_slli_epi16(qh, 4));
+    add(1, ql1, _mm256_slli_epi16(qh, 2));
+    add(2, _mm256_srli_epi16(ql0, 4), qh);
+    add(3, _mm256_srli_epi16(ql1, 4), _mm256_srli_epi16(qh, 2));
+  }
+  return sum_lanes(sum);
+}
+
+// ---- Rounding to 8 bits
+
+// 32 numbers -128..127 of 32 bits, in order, as bytes.
+__m256i narrow(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+void encode_blocks(const float* x, int64_t n, int8_t* codes, float* scales, float* sums, float* half_sums) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  for (int64_t k = 0; k < n; k += kCodeBlock) {
+    const __m256 v0 = _mm256_loadu_ps(x + k), v1 = _mm256_loadu_ps(x + k + 8);
+    const __m256 v2 = _mm256_loadu_ps(x + k + 16), v3 = _mm256_loadu_ps(x + k + 24);
+    // An integer comparison orders magnitudes, infinity and NaN last.
+    const auto bits = [&](__m256 v) { return _mm256_castps_si256(_mm256_and_ps(v, magnitude)); };
+    const __m256i largest =
+        _mm256_max_epi32(_mm256_max_epi32(bits(v0), bits(v1)), _mm256_max_epi32(bits(v2), bits(v3)));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    const int most = _mm_cvtsi128_si32(m);
+    const float scale = most >= 0x7f800000 ? __builtin_nanf("") : _mm_cvtss_f32(_mm_castsi128_ps(m)) / 127.0f;
+    // A scale that is no normal number (below 1.2e-38) would not invert: the block is as good as zero.
+    const bool usable = most < 0x7f800000 && scale >= 0x1p-126f;
+    const __m256 inverse = _mm256_set1_ps(usable ? 1.0f / scale : 0.0f);
+    const auto code = [&](__m256 v) {
+      return usable ? _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)) : _mm256_setzero_si256();
+    };
+    const __m256i bytes = narrow(code(v0), code(v1), code(v2), code(v3));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), bytes);
+    scales[k / kCodeBlock] = scale;
+    // Sums of 8 bytes code + 128.
+    const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m256i sixteens = _mm256_add_epi64(eights, _mm256_shuffle_epi32(eights, 0x4e));
+    const int low = _mm_cvtsi128_si32(_mm256_castsi256_si128(sixteens)) - 16 * 128;
+    const int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(sixteens, 1)) - 16 * 128;
+    sums[k / kCodeBlock] = scale * static_cast<float>(low + high);
+    half_sums[k / 16] = scale * static_cast<float>(low);
+    half_sums[k / 16 + 1] = scale * static_cast<float>(high);
+  }
+}
+
+bool encode_static(const float* x, int64_t n, float scale, int8_t* codes) {
+  const __m256 by = _mm256_set1_ps(scale), most = _mm256_set1_ps(127.0f), least = _mm256_set1_ps(-128.0f);
+  __m256 unordered = _mm256_setzero_ps();
+  const auto code = [&](__m256 v) {
+    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_max_ps(least, _mm256_div_ps(v, by))));
+  };
+  const auto encode32 = [&](const float* from, int8_t* to) {
+    const __m256i a = code(_mm256_loadu_ps(from)), b = code(_mm256_loadu_ps(from + 8));
+    const __m256i c = code(_mm256_loadu_ps(from + 16)), d = code(_mm256_loadu_ps(from + 24));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(a, b, c, d));
+  };
+  int64_t k = 0;
+  for (; k + 32 <= n; k += 32) encode32(x + k, codes + k);
+  if (k < n) {
+    float last[32] = {};
+    int8_t last_codes[32];
+    __builtin_memcpy(last, x + k, static_cast<size_t>(n - k) * sizeof(float));
+    encode32(last, last_codes);
+    __builtin_memcpy(codes + k, last_codes, static_cast<size_t>(n - k));
+  }
+  return _mm256_movemask_ps(unordered) == 0;
+}
+
+// ---- Results of panels to rows
+
+// y[r * y_stride + o] = value(o, r) lane by lane; value gives 8 rows of an output.
+template <class Value>
+void store_rows(int64_t rows, int64_t outputs, float* y, int64_t y_stride, Value value) {
+  for (int64_t r = 0; r < rows; r += 8) {
+    for (int64_t o = 0; o < outputs; o += 8) {
+      const int64_t tall = rows - r < 8 ? rows - r : 8, wide = outputs - o < 8 ? outputs - o : 8;
+      __m256 block[8];
+      for (int64_t i = 0; i < 8; ++i) block[i] = i < wide ? value(o + i, r) : _mm256_setzero_ps();
+      transpose8(block);
+      float last[8];
+      for (int64_t i = 0; i < tall; ++i) {
+        float* out = y + (r + i) * y_stride + o;
+        _mm256_storeu_ps(wide == 8 ? out : last, block[i]);
+        if (wide < 8) __builtin_memcpy(out, last, static_cast<size_t>(wide) * sizeof(float));
+      }
+    }
+  }
+}
+
+void store_floats(const float* sums, int64_t stride, int64_t rows, int64_t outputs, float* y, int64_t y_stride) {
+  store_rows(rows, outputs, y, y_stride, [&](int64_t o, int64_t r) { return _mm256_loadu_ps(sums + o * stride + r); });
+}
+
+void store_sums(const int32_t* sums, int64_t stride, int64_t rows, int64_t outputs, int32_t offset,
+                const int32_t* x_sums, const double* x_scales, const float* w_scales, float* y, int64_t y_stride) {
+  const auto four = [&](__m128i sum, const double* x_scale, __m256d w_scale) {
+    return _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_cvtepi32_pd(sum), _mm256_mul_pd(_mm256_loadu_pd(x_scale), w_scale)));
+  };
+  store_rows(rows, outputs, y, y_stride, [&](int64_t o, int64_t r) {
+    const __m256i excess = _mm256_mullo_epi32(load32(x_sums + r), _mm256_set1_epi32(offset));
+    const __m256i sum = _mm256_sub_epi32(load32(sums + o * stride + r), excess);
+    const __m256d w_scale = _mm256_set1_pd(static_cast<double>(w_scales[o]));
+    return _mm256_set_m128(four(_mm256_extracti128_si256(sum, 1), x_scales + r + 4, w_scale),
+                           four(_mm256_castsi256_si128(sum), x_scales + r, w_scale));
+  });
+}
+
+}  // namespace
+
+const BlockKernel kAvx2BlockKernels[kBlockTypes] = {
+    {DType::Q2_0, Isa::avx2, dot_q2_0, arrange_q2_0},
+    {DType::Q4_0, Isa::avx2, dot_q4_0, arrange_q4_0},
+    {DType::Q8_0, Isa::avx2, dot_q8_0, nullptr},
+    {DType::Q6_K, Isa::avx2, dot_q6_k, nullptr},
+};
+
+const CodeKernels kAvx2CodeKernels = {Isa::avx2, encode_blocks, encode_static, store_floats, store_sums};
+
+}  // namespace qat

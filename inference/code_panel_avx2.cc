@@ -1,0 +1,284 @@
+// Panels of activations in 8 bits against unpacked codes, with AVX2, FMA and F16C. Compiled with those flags: see
+// kernels_isa.h for what must not be used here.
+//
+// The product at the heart is vpmaddubsw: 32 unsigned bytes of weights (four columns of one row, the same for all
+// lanes) times 32 signed ones of activations, pairs added in 16 bits. Weights of 4 bits, 0..15, against activations of
+// -128..127: a pair is at most 2 * 15 * 128 = 3840, and the 8 of them that make up 32 columns 30720, so they are added
+// in 16 bits too. Of 2 bits, 0..3: 768, and the 32 of 128 columns 24576. Weights of 8 bits come as two planes of 4.
+#include <immintrin.h>
+
+#include "inference/kernels_isa.h"
+
+namespace qat {
+namespace {
+
+constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;  // blocks of format/grid.h
+constexpr int64_t kScales = kCodeDepth / 16;                                    // room for a row's
+
+__m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+__m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+void store32(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
+__m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+__m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+
+// ---- Unpacking: 32 codes at a time, as unsigned bytes in order.
+
+__m256i join(__m128i low, __m128i high) { return _mm256_set_m128i(high, low); }
+
+// 4 bits, two neighbours to a byte.
+__m256i spread_4(__m128i bytes) {
+  const __m128i mask = _mm_set1_epi8(15);
+  const __m128i even = _mm_and_si128(bytes, mask), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+  return join(_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd));
+}
+
+// 2 bits, four neighbours to a byte: every byte stands four times, in a lane of 32 bits; the upper two are shifted by 4
+// bits, then every other one by 2, and each keeps the lowest two.
+__m256i spread_2(const uint8_t* p) {
+  int64_t bytes;
+  __builtin_memcpy(&bytes, p, 8);
+  const __m256i index =
+      _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+  const __m256i copies = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), index);
+  const __m256i zero_two = _mm256_blend_epi16(copies, _mm256_srli_epi32(copies, 4), 0xaa);
+  const __m256i shifted = _mm256_srli_epi16(zero_two, 2);
+  const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
+  return _mm256_and_si256(_mm256_blendv_epi8(zero_two, shifted, odd), _mm256_set1_epi8(3));
+}
+
+// The last `cols` (below 32) codes of a row, read through a copy.
+template <int bits>
+const uint8_t* last_bytes(const uint8_t* row, int64_t cols, uint8_t* copy) {
+  __builtin_memset(copy, 0, 32);
+  __builtin_memcpy(copy, row, static_cast<size_t>((cols * bits + 7) / 8));
+  return copy;
+}
+
+void unpack_i2(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
+  uint8_t last[32];
+  for (int64_t k = 0; k < cols; k += 32, row += 8)
+    store32(codes + k, spread_2(cols - k < 32 ? last_bytes<2>(row, cols - k, last) : row));
+}
+
+void unpack_i4(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
+  uint8_t last[32];
+  for (int64_t k = 0; k < cols; k += 32, row += 16)
+    store32(codes + k, spread_4(load16(cols - k < 32 ? last_bytes<4>(row, cols - k, last) : row)));
+}
+
+// code + 128, its high four bits and its low four.
+void store_planes(__m256i code, uint8_t* codes) {
+  const __m256i unsigned_code = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
+  store32(codes, high_nibbles(unsigned_code));
+  store32(codes + kCodeDepth, low_nibbles(unsigned_code));
+}
+
+void unpack_i8(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
+  uint8_t last[32];
+  for (int64_t k = 0; k < cols; k += 32, row += 32)
+    store_planes(load32(cols - k < 32 ? last_bytes<8>(row, cols - k, last) : row), codes + k);
+}
+
+void unpack_q2_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
+  for (int64_t k = 0; k < cols; k += 64, row += kQ2Bytes, scales += 2) {
+    scales[0] = scales[1] = half_at(row);
+    store32(codes + k, spread_2(row + 2));
+    store32(codes + k + 32, spread_2(row + 10));
+  }
+}
+
+void unpack_q4_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
+  const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4);
+  for (int64_t k = 0; k < cols; k += 32, row += kQ4Bytes, ++scales) {
+    *scales = half_at(row);
+    store32(codes + k, low_nibbles(_mm256_srlv_epi64(_mm256_broadcastsi128_si256(load16(row + 2)), shift)));
+  }
+}
+
+void unpack_q8_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
+  for (int64_t k = 0; k < cols; k += 32, row += kQ8Bytes, ++scales) {
+    *scales = half_at(row);
+    store_planes(load32(row + 2), codes + k);
+  }
+}
+
+// The low four bits of the codes as they are stored, the high two beside them.
+void unpack_q6_k(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
+  const __m256i two = _mm256_set1_epi8(3);
+  for (int64_t k = 0; k < cols; k += 128, codes += 128) {
+    const int64_t half = k / 128 % 2;
+    const __m256i ql0 = load32(row + 64 * half), ql1 = load32(row + 64 * half + 32);
+    const __m256i qh = load32(row + 128 + 32 * half);
+    const auto high = [&](int bits) { return _mm256_and_si256(_mm256_srli_epi16(qh, bits), two); };
+    store32(codes, high(0));
+    store32(codes + 32, high(2));
+    store32(codes + 64, high(4));
+    store32(codes + 96, high(6));
+    store32(codes + kCodeDepth, low_nibbles(ql0));
+    store32(codes + kCodeDepth + 32, low_nibbles(ql1));
+    store32(codes + kCodeDepth + 64, high_nibbles(ql0));
+    store32(codes + kCodeDepth + 96, high_nibbles(ql1));
+    const float d = half_at(row + 208);
+    for (int64_t g = 0; g < 8; ++g) *scales++ = d * static_cast<float>(static_cast<int8_t>(row[192 + 8 * half + g]));
+    if (half == 1) row += kQ6Bytes;
+  }
+}
+
+// ---- Products: 4 rows of bytes against n vectors of 8 rows of activations.
+
+__m256i four_codes(const uint8_t* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  return _mm256_set1_epi32(bits);
+}
+
+// Sums of pairs in 16 bits: of row i with the first vector, and with the second if there is one. Each has a name
+// because GCC keeps an array of them in memory.
+struct Tile {
+  __m256i a0, a1, a2, a3, b0, b1, b2, b3;
+};
+
+// `steps` times four columns of the four rows of bytes from w on.
+template <int n>
+__attribute__((always_inline)) inline Tile multiply_tile(int64_t steps, const int8_t* x, const uint8_t* w) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+  // Unrolled in full, GCC 12 computes all products first and keeps them on the stack.
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < steps; ++i, x += 32 * n, w += 4) {
+    const __m256i x0 = load32(x), x1 = load32(n == 2 ? x + 32 : x);
+    const __m256i w0 = four_codes(w), w1 = four_codes(w + kCodeDepth);
+    const __m256i w2 = four_codes(w + 2 * kCodeDepth), w3 = four_codes(w + 3 * kCodeDepth);
+    a0 = _mm256_add_epi16(a0, _mm256_maddubs_epi16(w0, x0));
+    a1 = _mm256_add_epi16(a1, _mm256_maddubs_epi16(w1, x0));
+    a2 = _mm256_add_epi16(a2, _mm256_maddubs_epi16(w2, x0));
+    a3 = _mm256_add_epi16(a3, _mm256_maddubs_epi16(w3, x0));
+    if (n == 1) continue;
+    b0 = _mm256_add_epi16(b0, _mm256_maddubs_epi16(w0, x1));
+    b1 = _mm256_add_epi16(b1, _mm256_maddubs_epi16(w1, x1));
+    b2 = _mm256_add_epi16(b2, _mm256_maddubs_epi16(w2, x1));
+    b3 = _mm256_add_epi16(b3, _mm256_maddubs_epi16(w3, x1));
+  }
+  return {a0, a1, a2, a3, b0, b1, b2, b3};
+}
+
+__m256i wide(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+__m256i wide(__m256i high, __m256i low) { return _mm256_add_epi32(_mm256_slli_epi32(wide(high), 4), wide(low)); }
+
+// ---- Weights with a scale per kGroup columns; kOffset as in CodePanelKernel.
+
+// 8 rows of activations: their scales, and what the offset of the weights' codes comes to.
+struct GroupX {
+  __m256 scales, excess;
+};
+
+template <int kGroup, int kOffset>
+GroupX group_of(const CodePanel& x, int64_t k, int64_t r) {
+  const float* sums = x.sums + k / 16 * x.width + r;
+  __m256 sum = _mm256_loadu_ps(sums);
+  if (kGroup == 32) sum = _mm256_add_ps(sum, _mm256_loadu_ps(sums + x.width));
+  return {_mm256_loadu_ps(x.scales + k / kCodeBlock * x.width + r), _mm256_mul_ps(sum, _mm256_set1_ps(kOffset))};
+}
+
+void add_scaled(__m256i sum, const GroupX& x, const float* w_scale, float* sums) {
+  const __m256 product = _mm256_fmsub_ps(_mm256_cvtepi32_ps(sum), x.scales, x.excess);
+  _mm256_storeu_ps(sums, _mm256_fmadd_ps(product, _mm256_broadcast_ss(w_scale), _mm256_loadu_ps(sums)));
+}
+
+template <int kPlanes>
+__attribute__((always_inline)) inline void add_group(__m256i p0, __m256i p1, __m256i p2, __m256i p3, const GroupX& x,
+                                                     const float* w_scales, float* sums, int64_t stride) {
+  if (kPlanes == 2) {
+    add_scaled(wide(p0, p1), x, w_scales, sums);
+    add_scaled(wide(p2, p3), x, w_scales + kScales, sums + stride);
+    return;
+  }
+  add_scaled(wide(p0), x, w_scales, sums);
+  add_scaled(wide(p1), x, w_scales + kScales, sums + stride);
+  add_scaled(wide(p2), x, w_scales + 2 * kScales, sums + 2 * stride);
+  add_scaled(wide(p3), x, w_scales + 3 * kScales, sums + 3 * stride);
+}
+
+template <int n, int kGroup, int kPlanes, int kOffset>
+void multiply_groups(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
+                     float* sums, int64_t stride) {
+  constexpr int64_t kRows = 4 / kPlanes;
+  for (int64_t o = 0; o < outputs; o += kRows) {
+    for (int64_t k = 0; k < cols; k += kGroup) {
+      const Tile t = multiply_tile<n>(kGroup / 4, x.codes + k * 8 * n, codes + k);
+      const float* w_scales = scales + k / kGroup;
+      add_group<kPlanes>(t.a0, t.a1, t.a2, t.a3, group_of<kGroup, kOffset>(x, k, 0), w_scales, sums, stride);
+      if (n == 1) continue;
+      add_group<kPlanes>(t.b0, t.b1, t.b2, t.b3, group_of<kGroup, kOffset>(x, k, 8), w_scales, sums + 8, stride);
+    }
+    codes += 4 * kCodeDepth;
+    scales += kRows * kScales;
+    sums += kRows * stride;
+  }
+}
+
+// ---- Weights with a scale per row: integers; kSteps * 4 columns add up in 16 bits.
+
+void add_wide(__m256i sum, int32_t* sums) { store32(sums, _mm256_add_epi32(load32(sums), sum)); }
+
+template <int kPlanes>
+__attribute__((always_inline)) inline void add_sums(__m256i p0, __m256i p1, __m256i p2, __m256i p3, int32_t* sums,
+                                                    int64_t stride) {
+  if (kPlanes == 2) {
+    add_wide(wide(p0, p1), sums);
+    add_wide(wide(p2, p3), sums + stride);
+    return;
+  }
+  add_wide(wide(p0), sums);
+  add_wide(wide(p1), sums + stride);
+  add_wide(wide(p2), sums + 2 * stride);
+  add_wide(wide(p3), sums + 3 * stride);
+}
+
+template <int n, int kSteps, int kPlanes>
+void multiply_rows(const CodePanel& x, int64_t cols, const uint8_t* codes, int64_t outputs, int32_t* sums,
+                   int64_t stride) {
+  constexpr int64_t kRows = 4 / kPlanes;
+  const int64_t steps = (cols + 3) / 4;
+  for (int64_t o = 0; o < outputs; o += kRows) {
+    for (int64_t i = 0; i < steps; i += kSteps) {
+      const Tile t = multiply_tile<n>(steps - i < kSteps ? steps - i : kSteps, x.codes + 32 * n * i, codes + 4 * i);
+      add_sums<kPlanes>(t.a0, t.a1, t.a2, t.a3, sums, stride);
+      if (n == 2) add_sums<kPlanes>(t.b0, t.b1, t.b2, t.b3, sums + 8, stride);
+    }
+    codes += 4 * kCodeDepth;
+    sums += kRows * stride;
+  }
+}
+static_assert(kCodePanelRows == 16 && kCodeDepth % 256 == 0);
+
+template <int kGroup, int kPlanes, int kOffset>
+void multiply_blocks(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
+                     void* sums, int64_t stride) {
+  auto* out = static_cast<float*>(sums);
+  if (x.width == 16) return multiply_groups<2, kGroup, kPlanes, kOffset>(x, cols, codes, scales, outputs, out, stride);
+  multiply_groups<1, kGroup, kPlanes, kOffset>(x, cols, codes, scales, outputs, out, stride);
+}
+
+template <int kSteps, int kPlanes>
+void multiply_channels(const CodePanel& x, int64_t cols, const uint8_t* codes, const float*, int64_t outputs,
+                       void* sums, int64_t stride) {
+  auto* out = static_cast<int32_t*>(sums);
+  if (x.width == 16) return multiply_rows<2, kSteps, kPlanes>(x, cols, codes, outputs, out, stride);
+  multiply_rows<1, kSteps, kPlanes>(x, cols, codes, outputs, out, stride);
+}
+
+}  // namespace
+
+const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes] = {
+    {DType::Q2_0, Isa::avx2, 32, 1, 1, unpack_q2_0, multiply_blocks<32, 1, 1>},
+    {DType::Q4_0, Isa::avx2, 32, 1, 8, unpack_q4_0, multiply_blocks<32, 1, 8>},
+    {DType::Q8_0, Isa::avx2, 32, 2, 128, unpack_q8_0, multiply_blocks<32, 2, 128>},
+    {DType::Q6_K, Isa::avx2, 16, 2, 32, unpack_q6_k, multiply_blocks<16, 2, 32>},
+    {DType::I2, Isa::avx2, 0, 1, 2, unpack_i2, multiply_channels<32, 1>},
+    {DType::I4, Isa::avx2, 0, 1, 8, unpack_i4, multiply_channels<8, 1>},
+    {DType::I8, Isa::avx2, 0, 2, 128, unpack_i8, multiply_channels<8, 2>},
+};
+
+}  // namespace qat

@@ -1,0 +1,186 @@
+// Products of activations in 8 bits: on a matrix's static grid (the mobile schema), or rounded in blocks (GGUF's
+// types).
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "format/channel_grid.h"
+#include "format/error.h"
+#include "inference/matmul.h"
+#include "inference/pieces.h"
+
+namespace qat {
+namespace {
+
+constexpr int64_t kCodesPerFloat = 8;  // products of codes in the time of one of floats
+constexpr int64_t kGroupsPerRow = kCodeDepth / 16;
+
+float scale_of(const Matrix& w, int64_t row) {
+  float scale;
+  std::memcpy(&scale, w.scales + 4 * row, sizeof scale);
+  return scale;
+}
+
+const uint8_t* row_of(const Matrix& w, int64_t row) {
+  return w.data + static_cast<size_t>(row) * row_bytes(w.dtype, w.cols);
+}
+
+template <class T>
+T* grown(std::vector<T>& buffer, int64_t count) {
+  if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
+  return buffer.data();
+}
+
+}  // namespace
+
+// NaN has no code; the row's scale (or the block's) carries it into every product.
+void MatmulInput::encode(Isa isa, ThreadPool& pool, float scale) {
+  if (is_coded_ && coded_scale_ == scale) return;
+  is_coded_ = true;
+  has_code_panels_ = false;
+  arranged_by_ = nullptr;
+  coded_scale_ = scale;
+  code_stride_ = round_up(cols_, kCodeBlock);
+  const CodeKernels& kernels = *find_code_kernels(isa);
+  int8_t* codes = grown(codes_, rows_ * code_stride_);
+  const int64_t blocks = cols_ / kCodeBlock;
+  float* scales = grown(block_scales_, rows_ * blocks);
+  float* sums = grown(block_sums_, rows_ * blocks);
+  float* half_sums = grown(half_sums_, rows_ * 2 * blocks);
+  double* row_scales = grown(code_scales_, round_up(rows_, kLanes));
+  int32_t* row_sums = grown(code_sums_, round_up(rows_, kLanes));
+  pool.parallel_for(rows_, piece_of(rows_, cols_, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* x = x_ + r * cols_;
+      int8_t* out = codes + r * code_stride_;
+      if (scale == 0.0f) {
+        kernels.encode_blocks(x, cols_, out, scales + r * blocks, sums + r * blocks, half_sums + r * 2 * blocks);
+        continue;
+      }
+      const bool is_finite = kernels.encode_static(x, cols_, scale, out);
+      if (!is_finite) std::fill_n(out, cols_, int8_t{0});
+      std::fill(out + cols_, out + code_stride_, int8_t{0});
+      row_scales[r] = static_cast<double>(is_finite ? scale : NAN);
+      int32_t sum = 0;
+      for (int64_t k = 0; k < cols_; ++k) sum += out[k];
+      row_sums[r] = sum;
+    }
+  });
+}
+
+void MatmulInput::arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8_t* out)) {
+  if (arranged_by_ == kernel) return;
+  arranged_by_ = kernel;
+  const int64_t stride = arranged_bytes(cols_);
+  int8_t* out = grown(arranged_, rows_ * stride);
+  for (int64_t r = 0; r < rows_; ++r) kernel(codes_.data() + r * code_stride_, cols_, out + r * stride);
+}
+
+// The float kernel moves words of 32 bits: four codes are one.
+void MatmulInput::pack_codes(Isa isa, ThreadPool& pool) {
+  if (has_code_panels_) return;
+  has_code_panels_ = true;
+  const PanelKernel& kernel = *find_panel_kernel(isa);
+  const int64_t height = round_up(rows_, kLanes), blocks = cols_ / kCodeBlock;
+  auto* codes = reinterpret_cast<float*>(grown(panel_codes_, height * code_stride_));
+  const auto* from = reinterpret_cast<const float*>(codes_.data());
+  float* scales = grown(panel_scales_, height * blocks);
+  float* sums = grown(panel_sums_, height * 2 * blocks);
+  const int64_t words = code_stride_ / 4, panels = (rows_ + kCodePanelRows - 1) / kCodePanelRows;
+  pool.parallel_for(
+      panels, piece_of(panels, kCodePanelRows * words, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+        for (int64_t p = begin; p < end; ++p) {
+          const int64_t first = p * kCodePanelRows, rows = std::min(kCodePanelRows, rows_ - first);
+          kernel.pack(from + first * words, words, rows, words, codes + first * words);
+          if (coded_scale_ != 0.0f) continue;
+          kernel.pack(block_scales_.data() + first * blocks, blocks, rows, blocks, scales + first * blocks);
+          kernel.pack(half_sums_.data() + first * 2 * blocks, 2 * blocks, rows, 2 * blocks, sums + first * 2 * blocks);
+        }
+      });
+}
+
+// A lone row with rows of blocks.
+void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  if (kernel.arrange != nullptr) arrange(kernel.arrange);
+  const CodedRow x = {kernel.arrange != nullptr ? arranged_.data() : codes_.data(), block_scales_.data(),
+                      block_sums_.data()};
+  pool.parallel_for(w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()),
+                    [&](int64_t begin, int64_t end, int) {
+                      for (int64_t o = begin; o < end; ++o) y[o] = kernel.dot(row_of(w, o), x, w.cols);
+                    });
+}
+
+// Up to kCodeRows rows with rows of packed codes.
+void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  arrange(kernel.arrange);
+  const int64_t piece = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 1, pool.size());
+  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
+    for (int64_t o = begin; o < end; ++o) {
+      int32_t sums[kCodeRows];
+      kernel.multiply(row_of(w, o), arranged_.data(), rows_, w.cols, sums);
+      const double scale = static_cast<double>(scale_of(w, o));
+      for (int64_t r = 0; r < rows_; ++r)
+        y[r * w.rows + o] = static_cast<float>(sums[r] * (code_scales_[static_cast<size_t>(r)] * scale));
+    }
+  });
+}
+
+// Rows [first, first + outputs) of the weights with all rows. `room`: see multiply_code_panels.
+void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs,
+                                      float* room, float* y) const {
+  const CodeKernels& kernels = *find_code_kernels(kernel.isa);
+  const int64_t height = round_up(rows_, kLanes), blocks = w.cols / kCodeBlock;
+  float* sums = room;  // [panel][output][width], floats or int32
+  float* scales = sums + kCodeOutputs * height;
+  auto* codes = reinterpret_cast<uint8_t*>(scales + kCodeOutputs * kGroupsPerRow);
+  std::fill_n(sums, kCodeOutputs * height, 0.0f);
+  for (int64_t k = 0; k < w.cols; k += kCodeDepth) {
+    const int64_t depth = std::min(kCodeDepth, w.cols - k);
+    for (int64_t i = 0; i < outputs; ++i)
+      kernel.unpack(row_of(w, first + i) + row_bytes(w.dtype, k), depth, codes + i * kernel.planes * kCodeDepth,
+                    scales + i * kGroupsPerRow);
+    for (int64_t r = 0; r < rows_; r += kCodePanelRows) {
+      const int64_t width = std::min(kCodePanelRows, height - r);
+      const CodePanel panel = {panel_codes_.data() + r * code_stride_ + k * width, width,
+                               panel_scales_.data() + r * blocks + k / kCodeBlock * width,
+                               panel_sums_.data() + 2 * r * blocks + k / 16 * width};
+      kernel.multiply(panel, depth, codes, scales, outputs, sums + r * kCodeOutputs, width);
+    }
+  }
+  float row_scales[kCodeOutputs];
+  for (int64_t i = 0; i < outputs && kernel.group == 0; ++i) row_scales[i] = scale_of(w, first + i);
+  for (int64_t r = 0; r < rows_; r += kCodePanelRows) {
+    const int64_t width = std::min(kCodePanelRows, height - r), rows = std::min(width, rows_ - r);
+    const float* from = sums + r * kCodeOutputs;
+    float* to = y + r * w.rows + first;
+    if (kernel.group != 0) kernels.store_floats(from, width, rows, outputs, to, w.rows);
+    else
+      kernels.store_sums(reinterpret_cast<const int32_t*>(from), width, rows, outputs, kernel.offset,
+                         code_sums_.data() + r, code_scales_.data() + r, row_scales, to, w.rows);
+  }
+}
+
+// Some rows of weights are unpacked, kCodeDepth columns at a time (second level of the cache), and meet every panel of
+// activations (first level).
+void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  reserve_scratch(pool.size(),
+                  kCodeOutputs * (round_up(rows_, kLanes) + kGroupsPerRow + kernel.planes * kCodeDepth / 4));
+  const int64_t wanted = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 8, pool.size());
+  const int64_t piece = std::min(kCodeOutputs, wanted);
+  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t o = begin; o < end; o += kCodeOutputs)
+      multiply_code_block(kernel, w, o, std::min(kCodeOutputs, end - o), scratch(worker), y);
+  });
+}
+
+void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, const Matrix& w, float* y) {
+  const bool is_static = w.input_scale != 0.0f;
+  if (is_static) QAT_CHECK(code_bits(w.dtype) != 0 && w.scales_per_row == 1 && w.cols <= kMostCodes);
+  encode(isa, pool, w.input_scale);
+  if (is_static && rows_ <= kCodeRows) return multiply_codes(*find_channel_kernel(w.dtype, isa), pool, w, y);
+  if (rows_ == 1) return dot_blocks(*find_block_kernel(w.dtype, isa), pool, w, y);
+  pack_codes(isa, pool);
+  multiply_code_panels(*find_code_panel_kernel(w.dtype, isa), pool, w, y);
+}
+
+}  // namespace qat
