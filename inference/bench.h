@@ -14,7 +14,7 @@ namespace qat {
 
 // GB/s (1e9 bytes) at which the pool's threads together read memory: the fastest of `repeats` passes over a buffer of
 // `bytes`, at least a megabyte. It is memory that is measured only when the buffer is much larger than every cache.
-double measure_read_bandwidth(ThreadPool& pool, int64_t bytes = int64_t{1} << 29, int64_t repeats = 5);
+double measure_read_bandwidth(ThreadPool& pool, int64_t bytes = int64_t{1} << 29, int64_t repeats = 10);
 
 // What one decoded token reads. Not counted: norms, activations, and anything read twice.
 struct DecodeBytes {

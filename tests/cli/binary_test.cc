@@ -44,7 +44,7 @@ TEST(Binary, EveryCommandHasHelpThatEndsInAnExample) {
   const CommandResult help = place.qat("--help");
   EXPECT_EQ(help.status, 0);
   for (const std::string command :
-       {"train", "quantize", "export", "eval", "generate", "inspect", "logits", "sample", "init", "recipe"}) {
+       {"train", "quantize", "export", "eval", "bench", "generate", "inspect", "logits", "sample", "init", "recipe"}) {
     EXPECT_THAT(help.out, HasSubstr("\n  " + command + " "));
     const CommandResult result = place.qat(command + " --help");
     EXPECT_EQ(result.status, 0);

@@ -81,6 +81,11 @@ TEST_F(CommandError, Usage) {
   expect_error("export tiny more --out x.gguf", "unexpected argument \"more\"");
   expect_error("generate tiny --prompt x --tokens abc", "--tokens: expected a whole number, at least 1, found \"abc\"");
   expect_error("generate tiny --prompt x --top-p 1.5", "--top-p: expected a number from 0 to 1, found \"1.5\"");
+  expect_error("bench", "MODEL is required");
+  expect_error("bench tiny --tokens 0", "--tokens: expected a whole number from 1 to 16777216, found \"0\"");
+  expect_error("bench tiny --prompt 0", "--prompt: expected a whole number from 1 to 16777216, found \"0\"");
+  expect_error("bench tiny --repeat 0", "--repeat: expected a whole number from 1 to 1048576, found \"0\"");
+  expect_error("bench tiny --context -1", "--context: expected a whole number from 0 to 16777216, found \"-1\"");
   expect_error("export tiny --format mlx --out x", "--format: expected gguf, mobile, found \"mlx\"");
   expect_error("eval tiny", "--text is required");
   expect_error("init --out new", "expected --shape NAME or --config FILE");
@@ -94,6 +99,7 @@ TEST_F(CommandError, AbsentFilesAreNamed) {
   expect_error("eval tiny --text absent.txt", "absent.txt");
   expect_error("eval tiny --text text.txt --context 64 --base absent", "absent");
   expect_error("generate absent --prompt x", "absent");
+  expect_error("bench absent", "absent");
   expect_error("inspect absent", "absent");
   expect_error("logits tiny --ids absent --out l.safetensors", "absent");
   expect_error("sample absent --count 1 --length 4 --out s.safetensors", "absent");

@@ -295,6 +295,43 @@ TEST_F(Command, GenerateRepeatsItselfWithTheSameSeed) {
   EXPECT_EQ("Hello" + expect_success("generate tiny --prompt 'Hello' --tokens 40 --seed 7 --no-echo").out, first.out);
 }
 
+TEST_F(Command, BenchMeasuresSpeedAgainstMemory) {
+  const std::string few = " --threads 1 --prompt 16 --tokens 4 --repeat 2";
+  const Json json = Json::parse(expect_success("bench tiny --json" + few).out);
+  for (const char* key : {"model", "isa", "prefill_tokens_per_s", "decode_tokens_per_s", "weight_bytes_per_token",
+                          "cache_bytes_per_token", "peak_rss_bytes"})
+    EXPECT_TRUE(json.contains(key)) << key;
+  EXPECT_EQ(json["threads"], 1);
+  EXPECT_EQ(json["prompt"], 16);
+  EXPECT_EQ(json["tokens"], 4);
+  EXPECT_EQ(json["context"], 16);
+  EXPECT_EQ(json["repeat"], 2);
+  for (const std::string work : {"prefill", "decode"}) {
+    const double median = json[work + "_tokens_per_s"];
+    EXPECT_GT(json[work + "_tokens_per_s_min"], 0.0);
+    EXPECT_LE(json[work + "_tokens_per_s_min"], median);
+    EXPECT_GE(json[work + "_tokens_per_s_max"], median);
+    EXPECT_EQ(json[work + "_seconds"].size(), 2u);
+  }
+  const double bytes = json["bytes_per_token"], speed = json["decode_tokens_per_s"];
+  EXPECT_EQ(bytes, json["weight_bytes_per_token"].get<double>() + json["cache_bytes_per_token"].get<double>());
+  EXPECT_DOUBLE_EQ(json["decode_gb_per_s"], bytes * speed / 1e9);
+  EXPECT_DOUBLE_EQ(json["read_bandwidth_share"],
+                   json["decode_gb_per_s"].get<double>() / json["read_bandwidth_gb_per_s"].get<double>());
+  // A later token sees more of the cache, and the same weights.
+  const Json later = Json::parse(expect_success("bench tiny --json --context 40" + few).out);
+  EXPECT_EQ(later["context"], 40);
+  EXPECT_EQ(later["weight_bytes_per_token"], json["weight_bytes_per_token"]);
+  EXPECT_GT(later["cache_bytes_per_token"], json["cache_bytes_per_token"]);
+
+  EXPECT_THAT(expect_success("bench tiny" + few).out,
+              AllOf(HasSubstr("prefill, 16 tokens"), HasSubstr("decode, 4 tokens after 16"), HasSubstr("GB/s"),
+                    HasSubstr("1 thread")));
+  // The shape was made for 1024 positions.
+  EXPECT_THAT(expect_success("bench tiny --threads 1 --prompt 8 --tokens 2 --repeat 1 --context 1030").err,
+              HasSubstr("1032 positions are more than the 1024 the model was made for"));
+}
+
 TEST_F(Command, SampleWritesSequencesThatBeginWithBos) {
   expect_success("sample tiny --count 3 --length 16 --seed 5 --out s.safetensors");
   const Safetensors file(place / "s.safetensors");
