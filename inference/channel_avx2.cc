@@ -98,6 +98,8 @@ float dot(const uint8_t* row, int64_t cols, float scale, const float* x) {
 // activations, is taken off at the end; that sum stands behind the codes.
 
 constexpr int64_t kStep = 32;  // bytes of weights
+// How far ahead of its use memory is asked for: the next page, where the hardware's own prefetching ends.
+constexpr int64_t kAhead = 4096;
 
 template <int bits>
 int64_t padded(int64_t cols) {
@@ -139,23 +141,6 @@ struct Weights<4> {
     const __m256i pairs =
         _mm256_add_epi16(_mm256_maddubs_epi16(low, load32(x)), _mm256_maddubs_epi16(high, load32(x + 32)));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-  }
-};
-
-template <>
-struct Weights<2> {
-  __m256i of0, of1, of2, of3;
-  explicit Weights(const uint8_t* p)
-      : of0(plane(load32(p), 0, 3)),
-        of1(plane(load32(p), 2, 3)),
-        of2(plane(load32(p), 4, 3)),
-        of3(plane(load32(p), 6, 3)) {}
-  __m256i multiply(const int8_t* x) const {
-    const __m256i first =
-        _mm256_add_epi16(_mm256_maddubs_epi16(of0, load32(x)), _mm256_maddubs_epi16(of1, load32(x + 32)));
-    const __m256i second =
-        _mm256_add_epi16(_mm256_maddubs_epi16(of2, load32(x + 64)), _mm256_maddubs_epi16(of3, load32(x + 96)));
-    return _mm256_madd_epi16(_mm256_add_epi16(first, second), _mm256_set1_epi16(1));
   }
 };
 
@@ -204,15 +189,91 @@ void multiply_rows(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* s
   const int64_t stride = (cols + 127) / 128 * 128 + 32;
   Sums<kRows> all;
   int64_t k = 0;
-  for (; k + kCodes <= cols; k += kCodes, row += kStep) all.add(Weights<bits>(row), x + k, stride);
+  for (; k + kCodes <= cols; k += kCodes, row += kStep) {
+    _mm_prefetch(reinterpret_cast<const char*>(row) + kAhead, _MM_HINT_T0);
+    all.add(Weights<bits>(row), x + k, stride);
+  }
   if (k < cols) {
     uint8_t last[kStep] = {};
     copy(last, row, ((cols - k) * bits + 7) / 8);
     all.add(Weights<bits>(last), x + k, stride);
   }
   all.store(sums);
-  if (bits == 8) return;
-  for (int r = 0; r < kRows; ++r) {
+}
+
+// 2 bits: 32 bytes give 4 planes, of which the second and the last stay where they are in the byte, 4 times as large:
+// they have a sum of their own. Of 5 steps both sums fit 16 bits: 5 * 2 * 4 * 768 = 30720.
+struct Planes2 {
+  __m256i of0, of1, of2, of3;
+  explicit Planes2(const uint8_t* p) {
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    const __m256i bytes = load32(p), shifted = _mm256_srli_epi16(bytes, 4);
+    of0 = _mm256_and_si256(bytes, low);
+    of1 = _mm256_and_si256(bytes, high);
+    of2 = _mm256_and_si256(shifted, low);
+    of3 = _mm256_and_si256(shifted, high);
+  }
+};
+
+struct Sum2 {
+  __m256i ones = _mm256_setzero_si256(), fours = _mm256_setzero_si256();  // of 16 bits
+  __m256i all_ones = _mm256_setzero_si256(), all_fours = _mm256_setzero_si256();
+
+  void add(const Planes2& w, const int8_t* x) {
+    ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of0, load32(x)));
+    fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of1, load32(x + 32)));
+    ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of2, load32(x + 64)));
+    fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of3, load32(x + 96)));
+  }
+  void widen() {
+    const __m256i one = _mm256_set1_epi16(1);
+    all_ones = _mm256_add_epi32(all_ones, _mm256_madd_epi16(ones, one));
+    all_fours = _mm256_add_epi32(all_fours, _mm256_madd_epi16(fours, one));
+    ones = fours = _mm256_setzero_si256();
+  }
+  int32_t total() const { return sum_lanes_i32(_mm256_add_epi32(all_ones, _mm256_srai_epi32(all_fours, 2))); }
+};
+
+template <int kRows>
+void multiply_2(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums) {
+  constexpr int64_t kCodes = 4 * kStep, kSteps = 5;
+  const int64_t stride = (cols + 127) / 128 * 128 + 32, whole = cols / kCodes;
+  Sum2 first, second;
+  const auto add = [&](const uint8_t* bytes, int64_t step) {
+    const Planes2 w(bytes);
+    first.add(w, x + step * kCodes);
+    if (kRows == 2) second.add(w, x + stride + step * kCodes);
+  };
+  const auto widen = [&] {
+    first.widen();
+    if (kRows == 2) second.widen();
+  };
+  int64_t step = 0;
+  for (; step + kSteps <= whole; step += kSteps) {
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < kSteps; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(row + (step + i) * kStep) + kAhead, _MM_HINT_T0);
+      add(row + (step + i) * kStep, step + i);
+    }
+    widen();
+  }
+  for (; step < whole; ++step) add(row + step * kStep, step);
+  widen();
+  if (step * kCodes < cols) {
+    uint8_t last[kStep] = {};
+    copy(last, row + step * kStep, (cols - step * kCodes + 3) / 4);
+    add(last, step);
+    widen();
+  }
+  sums[0] = first.total();
+  if (kRows == 2) sums[1] = second.total();
+}
+
+// Takes off what the offset of the codes has added.
+template <int bits>
+void remove_offset(const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
+  const int64_t stride = (cols + 127) / 128 * 128 + 32;
+  for (int64_t r = 0; r < rows; ++r) {
     int32_t total;
     copy(&total, x + r * stride + padded<bits>(cols), sizeof total);
     sums[r] -= total * (1 << (bits - 1));
@@ -221,12 +282,17 @@ void multiply_rows(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* s
 
 template <int bits>
 void multiply(const uint8_t* row, const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
-  if (rows == 4) return multiply_rows<bits, 4>(row, x, cols, sums);
-  if (rows == 3) return multiply_rows<bits, 3>(row, x, cols, sums);
-  if (rows == 2) return multiply_rows<bits, 2>(row, x, cols, sums);
-  multiply_rows<bits, 1>(row, x, cols, sums);
+  if (rows == 1) multiply_rows<bits, 1>(row, x, cols, sums);
+  else multiply_rows<bits, 2>(row, x, cols, sums);
+  if (bits != 8) remove_offset<bits>(x, rows, cols, sums);
 }
-static_assert(kCodeRows == 4);
+template <>
+void multiply<2>(const uint8_t* row, const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
+  if (rows == 1) multiply_2<1>(row, x, cols, sums);
+  else multiply_2<2>(row, x, cols, sums);
+  remove_offset<2>(x, rows, cols, sums);
+}
+static_assert(kCodeRows == 2);
 
 }  // namespace
 

@@ -39,7 +39,7 @@ struct ChannelKernel {
   // Codes of activations in the order in which multiply() wants them, and what else it needs of them.
   void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
 };
-constexpr int64_t kCodeRows = 4;
+constexpr int64_t kCodeRows = 2;
 constexpr int64_t kMostCodes = (int64_t{1} << 17) - 1;
 constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 32; }
 Span<const ChannelKernel> channel_kernels();

@@ -53,7 +53,8 @@ void MatmulInput::set(const float* x, int64_t rows, int64_t cols) {
   cols_ = cols;
   is_packed_ = false;
   rounded_scale_ = 0.0f;
-  is_coded_ = false;
+  is_coded_ = has_digits_ = false;
+  arranged_by_ = nullptr;
 }
 
 void MatmulInput::pack(Isa isa, ThreadPool& pool) {
@@ -139,6 +140,9 @@ void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const M
   }
   if (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, isa) != nullptr))
     return input.multiply_rounded(isa, pool, w, y);
+  if (how.round_activations && vectors && input.rows_ == 1 && code_bits(w.dtype) != 0 && w.scales_per_row == 1 &&
+      w.cols <= kMostCodes)
+    return input.multiply_digits(*find_channel_kernel(w.dtype, isa), pool, w, y);
   if (input.rows_ < 2 || !vectors) return input.multiply_by_row(isa, pool, input.x_, w, y);
   input.pack(isa, pool);
   input.multiply_by_panel(isa, pool, w, y);

@@ -13,8 +13,9 @@ namespace qat {
 // What the products of a matrix are made of.
 struct Arithmetic {
   Isa isa = Isa::scalar;
-  // Activations that meet quantized weights are rounded to 8 bits, kCodeBlock neighbours to a scale, and codes are
-  // multiplied: what llama.cpp does, and several times as fast as floats. Not in the reference, which has no such
+  // Activations that meet quantized weights are rounded, and codes are multiplied, which is several times as fast as
+  // floats. GGUF's types: to 8 bits, kCodeBlock neighbours to a scale, as llama.cpp does. A lone row that meets packed
+  // codes without a static grid (the mobile schema's head): to 16 bits. Not in the reference, which has no such
   // kernels.
   bool round_activations = false;
 };
@@ -42,6 +43,7 @@ class MatmulInput {
   void multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, float* y);
   void dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
+  void multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, float* room,
                            float* y) const;
@@ -65,8 +67,10 @@ class MatmulInput {
   std::vector<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
   std::vector<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
   void (*arranged_by_)(const int8_t* codes, int64_t cols, int8_t* out) = nullptr;
-  std::vector<int8_t> arranged_;  // rows, arranged_bytes(cols) apart
-  std::vector<float> scratch_;    // per worker: weights decoded or unpacked, sums
+  std::vector<int8_t> arranged_;  // rows, arranged_bytes(cols) apart; or the two digits of one
+  bool has_digits_ = false;
+  double digit_scale_ = 0.0;
+  std::vector<float> scratch_;  // per worker: weights decoded or unpacked, sums
   size_t scratch_stride_ = 0;
 };
 

@@ -37,7 +37,7 @@ T* grown(std::vector<T>& buffer, int64_t count) {
 void MatmulInput::encode(Isa isa, ThreadPool& pool, float scale) {
   if (is_coded_ && coded_scale_ == scale) return;
   is_coded_ = true;
-  has_code_panels_ = false;
+  has_code_panels_ = has_digits_ = false;
   arranged_by_ = nullptr;
   coded_scale_ = scale;
   code_stride_ = round_up(cols_, kCodeBlock);
@@ -106,18 +106,60 @@ void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const 
                       block_sums_.data()};
   pool.parallel_for(w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()),
                     [&](int64_t begin, int64_t end, int) {
-                      for (int64_t o = begin; o < end; ++o) y[o] = kernel.dot(row_of(w, o), x, w.cols);
+                      const size_t stride = row_bytes(w.dtype, w.cols);
+                      const uint8_t* row = w.data + static_cast<size_t>(begin) * stride;
+                      for (int64_t o = begin; o < end; ++o, row += stride) y[o] = kernel.dot(row, x, w.cols);
                     });
+}
+
+// A lone row of floats with rows of packed codes: as two rows of codes, x = scale * (256 * high + low). What is lost is
+// 2^-16 of the row's largest number.
+void MatmulInput::multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  const int64_t stride = arranged_bytes(cols_);
+  if (arranged_by_ != kernel.arrange || !has_digits_) {
+    float most = 0.0f;
+    bool is_finite = true;
+    for (int64_t k = 0; k < cols_; ++k) {
+      is_finite &= std::isfinite(x_[k]);
+      most = std::max(most, std::fabs(x_[k]));
+    }
+    digit_scale_ = is_finite ? static_cast<double>(most) / 32512 : NAN;  // 127 * 256: the high digit fits 8 bits
+    const double inverse = digit_scale_ > 0 ? 1.0 / digit_scale_ : 0.0;
+    int8_t* high = grown(codes_, 2 * cols_);
+    int8_t* low = high + cols_;
+    for (int64_t k = 0; k < cols_; ++k) {
+      const auto level = static_cast<int32_t>(std::lrint(static_cast<double>(is_finite ? x_[k] : 0.0f) * inverse));
+      high[k] = static_cast<int8_t>((level + 128) >> 8);
+      low[k] = static_cast<int8_t>(level - 256 * high[k]);
+    }
+    is_coded_ = false;
+    has_digits_ = true;
+    arranged_by_ = kernel.arrange;
+    int8_t* out = grown(arranged_, 2 * stride);
+    kernel.arrange(high, cols_, out);
+    kernel.arrange(low, cols_, out + stride);
+  }
+  const size_t row_stride = row_bytes(w.dtype, w.cols);
+  pool.parallel_for(
+      w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+        for (int64_t o = begin; o < end; ++o) {
+          int32_t sums[2];
+          kernel.multiply(w.data + static_cast<size_t>(o) * row_stride, arranged_.data(), 2, w.cols, sums);
+          const double sum = 256.0 * sums[0] + sums[1];
+          y[o] = static_cast<float>(sum * (digit_scale_ * static_cast<double>(scale_of(w, o))));
+        }
+      });
 }
 
 // Up to kCodeRows rows with rows of packed codes.
 void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
   arrange(kernel.arrange);
   const int64_t piece = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 1, pool.size());
+  const size_t row_stride = row_bytes(w.dtype, w.cols);
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
     for (int64_t o = begin; o < end; ++o) {
       int32_t sums[kCodeRows];
-      kernel.multiply(row_of(w, o), arranged_.data(), rows_, w.cols, sums);
+      kernel.multiply(w.data + static_cast<size_t>(o) * row_stride, arranged_.data(), rows_, w.cols, sums);
       const double scale = static_cast<double>(scale_of(w, o));
       for (int64_t r = 0; r < rows_; ++r)
         y[r * w.rows + o] = static_cast<float>(sums[r] * (code_scales_[static_cast<size_t>(r)] * scale));

@@ -109,7 +109,8 @@ TEST_P(ChannelKernels, MultiplyIsExact) {
         GetParam().arrange(x.data(), cols, arranged.data() + r * stride);
       }
       for (int64_t rows = 1; rows <= kCodeRows; ++rows) {
-        int32_t sums[kCodeRows + 1] = {7, 7, 7, 7, 7};
+        int32_t sums[kCodeRows + 1];
+        std::fill_n(sums, kCodeRows + 1, 7);
         GetParam().multiply(row.data(), arranged.data(), rows, cols, sums);
         for (int64_t r = 0; r < rows; ++r) ASSERT_EQ(sums[r], expected[r]) << cols << " columns, row " << r;
         EXPECT_EQ(sums[rows], 7) << "wrote past the end";

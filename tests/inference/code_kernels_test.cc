@@ -218,5 +218,41 @@ TEST_P(CodeKernelsTest, ProductsOfPackedCodesAreExact) {
       }
 }
 
+// A lone row of floats against packed codes with no static grid: 16 bits of its largest number.
+TEST_P(CodeKernelsTest, ALoneRowIn16Bits) {
+  Random random(36);
+  for (const int bits : {2, 4, 8})
+    for (const int64_t cols : {1, 31, 130, 1029}) {
+      const int64_t outputs = 67;
+      std::vector<int8_t> codes(static_cast<size_t>(outputs * cols));
+      for (int8_t& code : codes)
+        code = static_cast<int8_t>(std::floor(random.next() * static_cast<float>(1 << (bits - 1))));
+      std::vector<uint8_t> packed(row_bytes(code_type(bits), cols) * static_cast<size_t>(outputs));
+      pack_codes(bits, codes.data(), outputs, cols, packed.data());
+      const std::vector<float> scales = random.floats(outputs);
+      Matrix w = {code_type(bits), outputs, cols, packed.data()};
+      w.scales = reinterpret_cast<const uint8_t*>(scales.data());
+      std::vector<float> x = random.floats(cols);
+      x[0] = -1.0f;  // the largest
+      const std::vector<float> y = multiply(2, x, 1, w);
+      for (int64_t o = 0; o < outputs; ++o) {
+        double sum = 0.0, magnitude = 0.0;
+        for (int64_t k = 0; k < cols; ++k) {
+          const double code = codes[static_cast<size_t>(o * cols + k)];
+          sum += code * static_cast<double>(x[static_cast<size_t>(k)]);
+          magnitude += std::fabs(code);
+        }
+        const double scale = std::fabs(static_cast<double>(scales[static_cast<size_t>(o)]));
+        ASSERT_NEAR(y[static_cast<size_t>(o)], sum * static_cast<double>(scales[static_cast<size_t>(o)]),
+                    scale * (magnitude / 65024 + FLT_EPSILON * std::fabs(sum)))
+            << bits << " bits, " << cols << " columns, output " << o;
+      }
+      x[static_cast<size_t>(cols / 2)] = NAN;
+      for (const float value : multiply(1, x, 1, w)) EXPECT_TRUE(std::isnan(value));
+      std::fill(x.begin(), x.end(), 0.0f);
+      for (const float value : multiply(1, x, 1, w)) EXPECT_EQ(value, 0.0f);
+    }
+}
+
 }  // namespace
 }  // namespace qat

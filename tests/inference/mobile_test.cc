@@ -43,6 +43,7 @@ class MobileFiles : public testing::Test {
     options.threads = 2;
     options.reference = reference;
     options.float_cache = float_cache;
+    options.float_activations = true;  // these tests compare floats with the codes that mean them
     return Engine(load_weights(directory), options);
   }
 
@@ -225,6 +226,26 @@ TEST_F(MobileFiles, IntegersAreTheReferenceUpToRounding) {
   for (const float x : reference) largest = std::max(largest, std::fabs(x));
   for (size_t i = 0; i < reference.size(); ++i)
     ASSERT_NEAR(integers[i], reference[i], 2e-5f * largest) << "logit " << i;
+}
+
+// By default the head, which has no static grid, meets a lone row in 16 bits: 2^-17 of the largest activation each.
+TEST_F(MobileFiles, ALoneRowMeetsTheHeadIn16Bits) {
+  write_tiny_mobile(model_, dir_ / "hf", dir_ / "mobile");
+  const auto last_logits = [&](bool float_activations) {
+    EngineOptions options;
+    options.float_activations = float_activations;
+    Engine engine(load_weights(dir_ / "mobile"), options);
+    const std::vector<int32_t> tokens = some_tokens();
+    KvCache cache(engine, 64);
+    std::vector<float> logits(static_cast<size_t>(engine.config().vocab));
+    engine.forward(tokens, cache, tokens.size() - 1, logits.data());
+    return logits;
+  };
+  const std::vector<float> exact = last_logits(true), rounded = last_logits(false);
+  EXPECT_NE(exact, rounded);
+  float largest = 0.0f;
+  for (const float x : exact) largest = std::max(largest, std::fabs(x));
+  for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(rounded[i], exact[i], 1e-4f * largest) << "logit " << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, MobileEngine, testing::Bool(), [](const testing::TestParamInfo<bool>& reference) {
