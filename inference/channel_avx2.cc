@@ -184,7 +184,7 @@ struct Sums<0> {
 };
 
 template <int bits, int kRows>
-void multiply_rows(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums) {
+void multiply_row(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums) {
   constexpr int64_t kCodes = kStep * 8 / bits;
   const int64_t stride = (cols + 127) / 128 * 128 + 32;
   Sums<kRows> all;
@@ -269,28 +269,26 @@ void multiply_2(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums
   if (kRows == 2) sums[1] = second.total();
 }
 
-// Takes off what the offset of the codes has added.
-template <int bits>
-void remove_offset(const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
-  const int64_t stride = (cols + 127) / 128 * 128 + 32;
-  for (int64_t r = 0; r < rows; ++r) {
-    int32_t total;
-    copy(&total, x + r * stride + padded<bits>(cols), sizeof total);
-    sums[r] -= total * (1 << (bits - 1));
+template <int bits, int kRows>
+void multiply_all(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* x, int64_t cols, int32_t* sums) {
+  // What the offset of the codes adds to a sum.
+  int32_t excess[kRows] = {};
+  for (int64_t r = 0; bits != 8 && r < kRows; ++r) {
+    copy(&excess[r], x + r * ((cols + 127) / 128 * 128 + 32) + padded<bits>(cols), sizeof excess[r]);
+    excess[r] *= 1 << (bits - 1);
+  }
+  for (int64_t o = 0; o < outputs; ++o, w += w_stride, sums += kRows) {
+    if (bits == 2) multiply_2<kRows>(w, x, cols, sums);
+    else multiply_row<bits == 2 ? 8 : bits, kRows>(w, x, cols, sums);
+    for (int64_t r = 0; r < kRows; ++r) sums[r] -= excess[r];
   }
 }
 
 template <int bits>
-void multiply(const uint8_t* row, const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
-  if (rows == 1) multiply_rows<bits, 1>(row, x, cols, sums);
-  else multiply_rows<bits, 2>(row, x, cols, sums);
-  if (bits != 8) remove_offset<bits>(x, rows, cols, sums);
-}
-template <>
-void multiply<2>(const uint8_t* row, const int8_t* x, int64_t rows, int64_t cols, int32_t* sums) {
-  if (rows == 1) multiply_2<1>(row, x, cols, sums);
-  else multiply_2<2>(row, x, cols, sums);
-  remove_offset<2>(x, rows, cols, sums);
+void multiply(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* x, int64_t rows, int64_t cols,
+              int32_t* sums) {
+  if (rows == 1) return multiply_all<bits, 1>(w, w_stride, outputs, x, cols, sums);
+  multiply_all<bits, 2>(w, w_stride, outputs, x, cols, sums);
 }
 static_assert(kCodeRows == 2);
 

@@ -33,9 +33,10 @@ struct ChannelKernel {
   void (*decode)(const uint8_t* row, int64_t cols, float scale, float* out);
   // scale * sum over cols of code[k] * x[k].
   float (*dot)(const uint8_t* row, int64_t cols, float scale, const float* x);
-  // Integer products: sums[r] = sum over cols of code[k] * x[r][k] for `rows` <= kCodeRows rows of 8-bit activations,
-  // each as arrange() left it, arranged_bytes(cols) apart. cols <= kMostCodes, or the sum may not fit.
-  void (*multiply)(const uint8_t* row, const int8_t* arranged, int64_t rows, int64_t cols, int32_t* sums);
+  // Integer products of `outputs` rows, w_stride bytes apart, with `rows` (1 or 2) rows of 8-bit activations, each as
+  // arrange() left it, arranged_bytes(cols) apart: sums[o * rows + r]. cols <= kMostCodes, or a sum may not fit.
+  void (*multiply)(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* arranged, int64_t rows,
+                   int64_t cols, int32_t* sums);
   // Codes of activations in the order in which multiply() wants them, and what else it needs of them.
   void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
 };

@@ -55,15 +55,18 @@ float dot_codes(const uint8_t* row, int64_t cols, float scale, const float* x) {
 }
 
 template <int bits>
-void multiply_codes(const uint8_t* row, const int8_t* arranged, int64_t rows, int64_t cols, int32_t* sums) {
+void multiply_codes(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* arranged, int64_t rows,
+                    int64_t cols, int32_t* sums) {
   constexpr int64_t kPiece = 256;
   int8_t weights[kPiece];
-  for (int64_t r = 0; r < rows; ++r) sums[r] = 0;
-  for (int64_t k = 0; k < cols; k += kPiece) {
-    const int64_t n = std::min(kPiece, cols - k);
-    unpack_codes(bits, row + k * bits / 8, 1, n, weights);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < n; ++i) sums[r] += weights[i] * arranged[r * arranged_bytes(cols) + k + i];
+  std::fill_n(sums, outputs * rows, 0);
+  for (int64_t o = 0; o < outputs; ++o, w += w_stride, sums += rows) {
+    for (int64_t k = 0; k < cols; k += kPiece) {
+      const int64_t n = std::min(kPiece, cols - k);
+      unpack_codes(bits, w + k * bits / 8, 1, n, weights);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < n; ++i) sums[r] += weights[i] * arranged[r * arranged_bytes(cols) + k + i];
+    }
   }
 }
 

@@ -38,6 +38,7 @@ class MatmulInput {
   void encode(Isa isa, ThreadPool& pool, float scale);
   void arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8_t* out));
   void pack_codes(Isa isa, ThreadPool& pool);
+  void encode_digits(const ChannelKernel& kernel);
   // Products.
   void multiply_by_row(Isa isa, ThreadPool& pool, const float* x, const Matrix& w, float* y);
   void multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, float* y);

@@ -31,6 +31,20 @@ T* grown(std::vector<T>& buffer, int64_t count) {
   return buffer.data();
 }
 
+// use(o, sums of its rows, its scale) for outputs [begin, end).
+template <class Use>
+void for_outputs(const ChannelKernel& kernel, const Matrix& w, const int8_t* arranged, int64_t rows, int64_t begin,
+                 int64_t end, Use use) {
+  const size_t stride = row_bytes(w.dtype, w.cols);
+  for (int64_t o = begin; o < end; o += kCodeOutputs) {
+    const int64_t outputs = std::min(kCodeOutputs, end - o);
+    int32_t sums[kCodeOutputs * kCodeRows];
+    kernel.multiply(w.data + static_cast<size_t>(o) * stride, static_cast<int64_t>(stride), outputs, arranged, rows,
+                    w.cols, sums);
+    for (int64_t i = 0; i < outputs; ++i) use(o + i, sums + i * rows, static_cast<double>(scale_of(w, o + i)));
+  }
+}
+
 }  // namespace
 
 // NaN has no code; the row's scale (or the block's) carries it into every product.
@@ -114,56 +128,51 @@ void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const 
 
 // A lone row of floats with rows of packed codes: as two rows of codes, x = scale * (256 * high + low). What is lost is
 // 2^-16 of the row's largest number.
-void MatmulInput::multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+void MatmulInput::encode_digits(const ChannelKernel& kernel) {
+  if (has_digits_ && arranged_by_ == kernel.arrange) return;
   const int64_t stride = arranged_bytes(cols_);
-  if (arranged_by_ != kernel.arrange || !has_digits_) {
-    float most = 0.0f;
-    bool is_finite = true;
-    for (int64_t k = 0; k < cols_; ++k) {
-      is_finite &= std::isfinite(x_[k]);
-      most = std::max(most, std::fabs(x_[k]));
-    }
-    digit_scale_ = is_finite ? static_cast<double>(most) / 32512 : NAN;  // 127 * 256: the high digit fits 8 bits
-    const double inverse = digit_scale_ > 0 ? 1.0 / digit_scale_ : 0.0;
-    int8_t* high = grown(codes_, 2 * cols_);
-    int8_t* low = high + cols_;
-    for (int64_t k = 0; k < cols_; ++k) {
-      const auto level = static_cast<int32_t>(std::lrint(static_cast<double>(is_finite ? x_[k] : 0.0f) * inverse));
-      high[k] = static_cast<int8_t>((level + 128) >> 8);
-      low[k] = static_cast<int8_t>(level - 256 * high[k]);
-    }
-    is_coded_ = false;
-    has_digits_ = true;
-    arranged_by_ = kernel.arrange;
-    int8_t* out = grown(arranged_, 2 * stride);
-    kernel.arrange(high, cols_, out);
-    kernel.arrange(low, cols_, out + stride);
+  float most = 0.0f;
+  bool is_finite = true;
+  for (int64_t k = 0; k < cols_; ++k) {
+    is_finite &= std::isfinite(x_[k]);
+    most = std::max(most, std::fabs(x_[k]));
   }
-  const size_t row_stride = row_bytes(w.dtype, w.cols);
-  pool.parallel_for(
-      w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
-        for (int64_t o = begin; o < end; ++o) {
-          int32_t sums[2];
-          kernel.multiply(w.data + static_cast<size_t>(o) * row_stride, arranged_.data(), 2, w.cols, sums);
-          const double sum = 256.0 * sums[0] + sums[1];
-          y[o] = static_cast<float>(sum * (digit_scale_ * static_cast<double>(scale_of(w, o))));
-        }
-      });
+  digit_scale_ = is_finite ? static_cast<double>(most) / 32512 : NAN;  // 127 * 256: the high digit fits 8 bits
+  const double inverse = digit_scale_ > 0 ? 1.0 / digit_scale_ : 0.0;
+  int8_t* high = grown(codes_, 2 * cols_);
+  int8_t* low = high + cols_;
+  for (int64_t k = 0; k < cols_; ++k) {
+    const auto level = static_cast<int32_t>(std::lrint(static_cast<double>(is_finite ? x_[k] : 0.0f) * inverse));
+    high[k] = static_cast<int8_t>((level + 128) >> 8);
+    low[k] = static_cast<int8_t>(level - 256 * high[k]);
+  }
+  is_coded_ = false;
+  has_digits_ = true;
+  arranged_by_ = kernel.arrange;
+  int8_t* out = grown(arranged_, 2 * stride);
+  kernel.arrange(high, cols_, out);
+  kernel.arrange(low, cols_, out + stride);
+}
+
+void MatmulInput::multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  encode_digits(kernel);
+  const int64_t piece = piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size());
+  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
+    for_outputs(kernel, w, arranged_.data(), 2, begin, end, [&](int64_t o, const int32_t* sums, double scale) {
+      y[o] = static_cast<float>((256.0 * sums[0] + sums[1]) * (digit_scale_ * scale));
+    });
+  });
 }
 
 // Up to kCodeRows rows with rows of packed codes.
 void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
   arrange(kernel.arrange);
   const int64_t piece = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 1, pool.size());
-  const size_t row_stride = row_bytes(w.dtype, w.cols);
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
-    for (int64_t o = begin; o < end; ++o) {
-      int32_t sums[kCodeRows];
-      kernel.multiply(w.data + static_cast<size_t>(o) * row_stride, arranged_.data(), rows_, w.cols, sums);
-      const double scale = static_cast<double>(scale_of(w, o));
+    for_outputs(kernel, w, arranged_.data(), rows_, begin, end, [&](int64_t o, const int32_t* sums, double scale) {
       for (int64_t r = 0; r < rows_; ++r)
         y[r * w.rows + o] = static_cast<float>(sums[r] * (code_scales_[static_cast<size_t>(r)] * scale));
-    }
+    });
   });
 }
 

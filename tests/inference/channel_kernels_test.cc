@@ -111,7 +111,7 @@ TEST_P(ChannelKernels, MultiplyIsExact) {
       for (int64_t rows = 1; rows <= kCodeRows; ++rows) {
         int32_t sums[kCodeRows + 1];
         std::fill_n(sums, kCodeRows + 1, 7);
-        GetParam().multiply(row.data(), arranged.data(), rows, cols, sums);
+        GetParam().multiply(row.data(), 0, 1, arranged.data(), rows, cols, sums);
         for (int64_t r = 0; r < rows; ++r) ASSERT_EQ(sums[r], expected[r]) << cols << " columns, row " << r;
         EXPECT_EQ(sums[rows], 7) << "wrote past the end";
       }
@@ -126,7 +126,7 @@ TEST_P(ChannelKernels, TheLongestRow) {
   std::vector<int8_t> arranged(static_cast<size_t>(arranged_bytes(kMostCodes)));
   GetParam().arrange(x.data(), kMostCodes, arranged.data());
   int32_t sum = 0;
-  GetParam().multiply(packed(bits_, codes).data(), arranged.data(), 1, kMostCodes, &sum);
+  GetParam().multiply(packed(bits_, codes).data(), 0, 1, arranged.data(), 1, kMostCodes, &sum);
   EXPECT_EQ(sum, kMostCodes * 128 * -lowest_code(bits_));
 }
 
