@@ -27,7 +27,7 @@ llama_speed() {  # llama_speed OPTION ...: tokens per second of one test
   number avg_ts "$work/llama"
 }
 
-printf '%-7s %22s %28s\n' round 'prefill qat, llama.cpp' 'decode qat, llama.cpp (tokens/s)'
+printf '%-9s %12s %11s %16s %11s\n' tokens/s 'prefill: qat' llama.cpp 'decode: qat' llama.cpp
 for round in $(seq "$rounds"); do
   "$qat" bench "$model" --threads "$threads" --prompt "$prompt" --tokens "$tokens" --context "$context" --repeat 1 --json \
     >"$work/qat" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
@@ -35,7 +35,7 @@ for round in $(seq "$rounds"); do
   decode=$(llama_speed -p 0 -n "$tokens" -d "$context")
   echo "$(number prefill_tokens_per_s "$work/qat") $prefill $(number decode_tokens_per_s "$work/qat") $decode $(number decode_gb_per_s \
     "$work/qat") $(number read_bandwidth_gb_per_s "$work/qat")" | tee -a "$work/rounds" |
-    awk -v round="$round" '{ printf "%-7d %10.1f %11.1f %16.1f %11.1f\n", round, $1, $2, $3, $4 }'
+    awk -v round="$round" '{ printf "round %-3d %12.1f %11.1f %16.1f %11.1f\n", round, $1, $2, $3, $4 }'
 done
 
 median() {  # median EXPRESSION: over the rounds, of an expression of the columns above
