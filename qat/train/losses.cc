@@ -1,8 +1,12 @@
 #include "qat/train/losses.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 
 #include "format/error.h"
+#include "qat/train/cpu_elementwise.h"
+#include "qat/train/ops.h"
 
 namespace qat {
 namespace {
@@ -64,6 +68,38 @@ Tensor chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with
   return result;
 }
 
+// The same in one pass over each token's logits, at temperature 1.
+Tensor cpu_chunk_losses(const Problem& p, int64_t begin, int64_t count, int64_t with_target, bool gradient,
+                        Sums& sums) {
+  const Tensor student = torch::mm(p.student.hidden.narrow(0, begin, count), p.student.weight.t());
+  Tensor teacher;
+  if (p.teacher != nullptr) teacher = torch::mm(p.teacher->hidden.narrow(0, begin, count), p.teacher->weight.t());
+  const int64_t vocab = student.size(1), tokens = p.student.hidden.size(0);
+  const Tensor targets = p.targets.narrow(0, begin, count).contiguous();
+  TokenLosses options;
+  options.softcap = static_cast<float>(p.student.softcap);
+  options.kl_weight = p.teacher == nullptr ? 0.0f : static_cast<float>(p.options.kl / static_cast<double>(tokens));
+  options.ce_weight = static_cast<float>(p.options.ce / static_cast<double>(std::max<int64_t>(with_target, 1)));
+  std::vector<TokenLoss> losses(static_cast<size_t>(count));
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t end) {
+    TokenLosses of_token = options;
+    for (int64_t i = first; i < end; ++i) {
+      of_token.target = targets.data_ptr<int64_t>()[i];
+      losses[static_cast<size_t>(i)] =
+          cpu_token_losses(of_token, student.data_ptr<float>() + i * vocab,
+                           teacher.defined() ? teacher.data_ptr<float>() + i * vocab : nullptr, vocab, gradient);
+    }
+  });
+  TokenLoss total;
+  for (const TokenLoss& loss : losses) {
+    total.kl += loss.kl;
+    total.cross_entropy += loss.cross_entropy;
+  }
+  sums.kl += total.kl;
+  sums.cross_entropy += total.cross_entropy;
+  return gradient && (p.teacher != nullptr || p.options.ce != 0.0) ? student : Tensor();
+}
+
 // Inputs: student hidden and weight (differentiable). Outputs: total, and the two means as float64 scalars.
 struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
   static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
@@ -73,6 +109,9 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
     const int64_t with_target = (problem->targets >= 0).sum().item<int64_t>();
     const auto scalar = hidden.options().dtype(torch::kFloat64);
     Sums sums{torch::zeros({}, scalar), torch::zeros({}, scalar)};
+    // One softcap for both: the pass over a token's logits knows no other case.
+    const bool fast = problem->options.temperature == 1.0 && problem->options.loops && uses_cpu_loops(hidden) &&
+                      (problem->teacher == nullptr || problem->teacher->softcap == problem->student.softcap);
     Tensor hidden_gradient, weight_gradient;
     if (gradient) {
       hidden_gradient = torch::zeros_like(hidden);
@@ -80,7 +119,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
     }
     for (int64_t begin = 0; begin < tokens; begin += problem->options.chunk) {
       const int64_t count = std::min(problem->options.chunk, tokens - begin);
-      const Tensor g = chunk_losses(*problem, begin, count, with_target, gradient, sums);
+      const Tensor g = (fast ? cpu_chunk_losses : chunk_losses)(*problem, begin, count, with_target, gradient, sums);
       if (!g.defined()) continue;
       Tensor rows = hidden_gradient.narrow(0, begin, count);
       torch::mm_out(rows, g, weight);

@@ -19,6 +19,7 @@ struct LossOptions {
   double kl = 1.0, ce = 0.0;  // weights of the two terms
   double temperature = 1.0;   // of the KL: both distributions are softmax(logits / temperature)
   int64_t chunk = 256;        // tokens
+  bool loops = true;          // where uses_cpu_loops() (ops.h); false: tensor operations, to compare with
 };
 
 struct Losses {

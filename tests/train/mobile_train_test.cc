@@ -148,9 +148,10 @@ TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputed) {
   EXPECT_LE(error.gt(1e-4).sum().item<int64_t>(), length / 10);
 }
 
-// The same on a real model and text, as distributions. Measured: 100 % and 3.3e-6. Should another BLAS or processor
-// miss the bound: sums in another order take some ties the other way (transformers' float32 agrees with its float64
-// at 98.8 % to 99.8 % of such tokens).
+// The same on a real model and text, as distributions. How many tops flip is the luck of the weights: float32 sums in
+// another order take some ties of the static grids the other way. Of three seeds, each with norms in tensor operations
+// and in loops: 100, 99.0, 98.8 % and 99.2, 98.6, 99.8 %, mean KLD 3e-6 to 5e-5 (transformers' float32 agrees with its
+// own float64 at 98.8 % to 99.8 % of such tokens).
 TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputedOfARealModel) {
   QAT_NEED_SHARED("checkpoints");
   Recipe r = mobile("run");
@@ -179,7 +180,7 @@ TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputedOfARealModel) {
   const double same = expected.argmax(-1).eq(actual.argmax(-1)).to(torch::kFloat64).mean().item<double>();
   std::printf("512 tokens: same top token %.2f %%, mean KLD %.2e\n", 100.0 * same, divergence);
   EXPECT_LE(divergence, 1e-4);
-  EXPECT_GE(same, 0.995);
+  EXPECT_GE(same, 0.98);
 }
 
 TEST_F(MobileTrainer, GradientCheckpointingChangesOnlyRoundings) {

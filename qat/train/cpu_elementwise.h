@@ -1,0 +1,41 @@
+// The element-wise pieces of a training step on the CPU, each one pass over memory where tensor operations make three
+// to twenty: norms, rotary embedding, gated activations, and what lies between logits and their gradient. All arrays
+// are float32, rows one after the other.
+#pragma once
+
+#include <cstdint>
+
+namespace qat {
+
+bool cpu_elementwise_available();  // the processor has AVX2 and FMA
+
+// out = x * inverse[r] * (offset + weight), inverse[r] = 1 / sqrt(mean(x^2) + eps); weight nullptr: x * inverse[r].
+void cpu_rms_norm(const float* x, const float* weight, float offset, int64_t rows, int64_t cols, double eps, float* out,
+                  float* inverse);
+// dx for dout; with dweight, adds to it what these rows contribute.
+void cpu_rms_norm_backward(const float* x, const float* weight, float offset, const float* inverse, const float* dout,
+                           int64_t rows, int64_t cols, float* dx, float* dweight);
+
+// out = gelu_tanh(gate) * up, or silu(gate) * up; and its gradients.
+void cpu_gated(const float* gate, const float* up, bool gelu, int64_t count, float* out);
+void cpu_gated_backward(const float* gate, const float* up, const float* dout, bool gelu, int64_t count, float* dgate,
+                        float* dup);
+
+// The pairs (i, i + half) of `heads` heads of 2 * half numbers, turned by (cos[i], sin[i]); `inverse`: back, which is
+// the gradient.
+void cpu_rotate(const float* x, const float* cos, const float* sin, int64_t heads, int64_t half, bool inverse,
+                float* out);
+
+// One token's logits, `vocab` numbers before the softcap (0: none). teacher, gradient: nullptr when not wanted.
+struct TokenLosses {
+  float softcap = 0.0f;
+  float kl_weight = 0.0f, ce_weight = 0.0f;  // of the two terms, in the gradient
+  int64_t target = -1;                       // negative: none
+};
+struct TokenLoss {
+  double kl = 0.0, cross_entropy = 0.0;  // nats, unweighted
+};
+// student and teacher are overwritten; with `gradient`, student with d(loss)/d(student before the softcap).
+TokenLoss cpu_token_losses(const TokenLosses& options, float* student, float* teacher, int64_t vocab, bool gradient);
+
+}  // namespace qat
