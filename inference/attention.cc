@@ -5,19 +5,39 @@
 namespace qat {
 namespace {
 
-// use(rows, j, n) for the positions, as floats in pieces of n from first + j on: as they are stored, or decoded.
+struct Range {
+  int64_t first, end;
+};
+Range seen_by(const AttentionHeads& a, int64_t row) {
+  const int64_t end = a.position + row + 1;
+  return {end > a.window ? end - a.window : 0, end};
+}
+
+// use(floats of the positions, the first of them) for all that some row sees: as they are stored, or decoded in blocks
+// that begin at multiples of kAttentionBlock, wherever the rows begin, so that sums are cut up alike for each.
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const CacheRows& cache, const Use& use) {
-  for (int64_t j = 0, n = 0; j < a.count; j += n) {
-    const int64_t position = a.first + j;
+  const int64_t end = a.position + a.rows;
+  for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     if (const float* stored = cache.floats(position, a.kv_head)) {
-      n = std::min(a.count - j, cache.run(position));
-      use(FloatRows{stored, cache.stride(), n, a.head_dim}, j);
+      n = std::min(end - position, cache.run(position));
+      use(FloatRows{stored, cache.stride(), n, a.head_dim}, position);
       continue;
     }
-    n = std::min(a.count - j, kAttentionBlock);
+    n = std::min(end - position, kAttentionBlock - position % kAttentionBlock);
     for (int64_t i = 0; i < n; ++i) cache.decode(isa, position + i, a.kv_head, a.decoded + i * a.head_dim);
-    use(FloatRows{a.decoded, a.head_dim, n, a.head_dim}, j);
+    use(FloatRows{a.decoded, a.head_dim, n, a.head_dim}, position);
+  }
+}
+
+// use(row, those of the positions that it sees, the first of them).
+template <class Use>
+void for_rows(const AttentionHeads& a, const FloatRows& rows, int64_t first, const Use& use) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const Range seen = seen_by(a, r);
+    const int64_t from = std::max(first, seen.first), to = std::min(first + rows.count, seen.end);
+    if (from >= to) continue;
+    use(r, FloatRows{rows.data + (from - first) * rows.stride, rows.stride, to - from, rows.cols}, from);
   }
 }
 
@@ -25,12 +45,26 @@ void for_blocks(Isa isa, const AttentionHeads& a, const CacheRows& cache, const 
 
 void attend(Isa isa, const AttentionHeads& a) {
   const VectorKernels& ops = vector_kernels(isa);
-  for_blocks(isa, a, *a.k, [&](const FloatRows& keys, int64_t j) {
-    for (int64_t h = 0; h < a.heads; ++h) ops.scores(a.q + h * a.head_dim, keys, a.scale, a.scores + h * a.count + j);
+  const int64_t origin = seen_by(a, 0).first, span = a.position + a.rows - origin;
+  const auto scores = [&](int64_t row, int64_t head, int64_t position) {
+    return a.scores + (row * a.heads + head) * span + position - origin;
+  };
+  for_blocks(isa, a, *a.k, [&](const FloatRows& block, int64_t first) {
+    for_rows(a, block, first, [&](int64_t r, const FloatRows& keys, int64_t position) {
+      for (int64_t h = 0; h < a.heads; ++h)
+        ops.scores(a.q + r * a.q_stride + h * a.head_dim, keys, a.scale, scores(r, h, position));
+    });
   });
-  for (int64_t h = 0; h < a.heads; ++h) ops.softmax(a.scores + h * a.count, a.count);
-  for_blocks(isa, a, *a.v, [&](const FloatRows& values, int64_t j) {
-    for (int64_t h = 0; h < a.heads; ++h) ops.mix(a.scores + h * a.count + j, values, j > 0, a.out + h * a.head_dim);
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const Range seen = seen_by(a, r);
+    for (int64_t h = 0; h < a.heads; ++h) ops.softmax(scores(r, h, seen.first), seen.end - seen.first);
+  }
+  for_blocks(isa, a, *a.v, [&](const FloatRows& block, int64_t first) {
+    for_rows(a, block, first, [&](int64_t r, const FloatRows& values, int64_t position) {
+      const bool add = position > seen_by(a, r).first;
+      for (int64_t h = 0; h < a.heads; ++h)
+        ops.mix(scores(r, h, position), values, add, a.out + r * a.q_stride + h * a.head_dim);
+    });
   });
 }
 

@@ -1,4 +1,4 @@
-// Attention of one row of activations: softmax(scale * Q K^T) V over a range of positions.
+// Attention of a few rows of activations: softmax(scale * Q K^T) V, each over its own range of positions.
 #pragma once
 
 #include <cstdint>
@@ -12,18 +12,28 @@ namespace qat {
 // level of the cache.
 constexpr int64_t kAttentionBlock = 16;
 
-// Query heads that share one head of keys and values.
+// Rows that are computed together: what is decoded of the cache serves them all.
+constexpr int64_t kAttentionRows = 8;
+
+// Consecutive positions of a sequence, each with the query heads that share one head of keys and values. The result of
+// a row does not depend on the others.
 struct AttentionHeads {
-  const float* q = nullptr;  // [heads, head_dim]
+  const float* q = nullptr;  // [rows, q_stride], of which heads * head_dim are used
+  int64_t rows = 1, q_stride = 0;
   int64_t heads = 0, head_dim = 0;
   const CacheRows *k = nullptr, *v = nullptr;
   int64_t kv_head = 0;
-  int64_t first = 0, count = 0;  // positions [first, first + count), count >= 1
+  int64_t position = 0;  // of the first row; row r sees the last `window` positions up to position + r
+  int64_t window = INT64_MAX;
   float scale = 1.0f;
-  float* scores = nullptr;   // scratch [heads, count]
+  float* scores = nullptr;   // scratch: attention_scores() floats
   float* decoded = nullptr;  // scratch [kAttentionBlock, head_dim]
-  float* out = nullptr;      // [heads, head_dim]
+  float* out = nullptr;      // as q
 };
+// The positions that some row sees, from the first on.
+inline int64_t attention_span(int64_t position, int64_t rows, int64_t window) {
+  return position + rows - (position + 1 > window ? position + 1 - window : 0);
+}
 void attend(Isa isa, const AttentionHeads& a);
 
 }  // namespace qat

@@ -62,10 +62,11 @@ int64_t weight_bytes(const Weights& w) {
 }
 
 // K and V of one position, as the cache stores them.
-int64_t position_bytes(const LayerConfig& layer, const CacheScales& grid) {
-  const CacheRows k(layer.kv_heads, layer.head_dim, 1, grid.bits, grid.k);
-  const CacheRows v(layer.kv_heads, layer.head_dim, 1, grid.bits, grid.v);
-  return static_cast<int64_t>(k.bytes() + v.bytes());
+int64_t position_bytes(const LayerConfig& layer, const CacheScales& grid, bool half) {
+  const auto bytes = [&](float scale) {
+    return CacheRows(layer.kv_heads, layer.head_dim, 1, half && scale == 0.0f ? 16 : grid.bits, scale).bytes();
+  };
+  return static_cast<int64_t>(bytes(grid.k) + bytes(grid.v));
 }
 
 // Sum over the tokens at positions context ... context + tokens - 1 of how many positions each sees.
@@ -75,14 +76,14 @@ int64_t positions_seen(int64_t context, int64_t tokens, int64_t window) {
   return total;
 }
 
-int64_t cache_bytes(const Weights& w, bool float_cache, int64_t context, int64_t tokens) {
+int64_t cache_bytes(const Weights& w, bool float_cache, bool half, int64_t context, int64_t tokens) {
   const ModelConfig& c = w.config;
   int64_t total = 0;
   for (const LayerConfig& layer : c.layers) {
     const auto owner = static_cast<size_t>(layer.kv_source);
     const CacheScales grid = float_cache ? CacheScales() : w.layers[owner].cache;
     const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
-    total += position_bytes(c.layers[owner], grid) * positions_seen(context, tokens, window);
+    total += position_bytes(c.layers[owner], grid, half) * positions_seen(context, tokens, window);
   }
   return total / tokens;
 }
@@ -163,9 +164,9 @@ double measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t repeats) 
   return best;
 }
 
-DecodeBytes decode_bytes(const Weights& weights, bool float_cache, int64_t context, int64_t tokens) {
+DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cache, int64_t context, int64_t tokens) {
   QAT_CHECK(context >= 0 && tokens > 0);
-  return {weight_bytes(weights), cache_bytes(weights, float_cache, context, tokens)};
+  return {weight_bytes(weights), cache_bytes(weights, float_cache, half_cache, context, tokens)};
 }
 
 double Speed::median() const {

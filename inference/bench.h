@@ -23,8 +23,8 @@ struct DecodeBytes {
                         // read their owner's again
   int64_t total() const { return weights + cache; }
 };
-// Of `tokens` tokens after `context` positions, the mean. `float_cache` as in EngineOptions.
-DecodeBytes decode_bytes(const Weights& weights, bool float_cache, int64_t context, int64_t tokens);
+// Of `tokens` tokens after `context` positions, the mean. `float_cache`, `half_cache` as in EngineOptions.
+DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cache, int64_t context, int64_t tokens);
 
 struct BenchOptions {
   int64_t prompt = 512;   // tokens of a prefill, from an empty cache; >= 1

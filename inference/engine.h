@@ -58,6 +58,9 @@ struct EngineOptions {
   bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
   // Keys and values stay floats although the model has static grids for them: what transformers computes.
   bool float_cache = false;
+  // Keys and values without a static grid are kept as float16, llama.cpp's default; not by the reference, nor with
+  // float_activations.
+  bool half_cache = false;
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;

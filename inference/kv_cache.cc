@@ -4,17 +4,18 @@
 
 #include "format/channel_grid.h"
 #include "format/error.h"
+#include "format/grid.h"
 #include "inference/kernels.h"
 #include "inference/transformer.h"
 
 namespace qat {
 
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
-    : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f ? bits : 0), scale_(scale) {
+    : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f || bits == 16 ? bits : 0), scale_(scale) {
   if (bits_ == 0) {
     floats_.resize(static_cast<size_t>(slots * stride()));
   } else {
-    head_bytes_ = row_bytes(code_type(bits_), head_dim);
+    head_bytes_ = row_bytes(bits_ == 16 ? DType::F16 : code_type(bits_), head_dim);
     codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
   }
 }
@@ -32,6 +33,7 @@ void CacheRows::store(int64_t position, const float* row) {
     std::copy_n(row, stride(), floats_.begin() + position % slots_ * stride());
     return;
   }
+  if (bits_ == 16) return encode_rows(DType::F16, row, 1, stride(), codes_.data() + code_offset(position, 0));
   int8_t codes[256];
   constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
@@ -50,13 +52,15 @@ void CacheRows::decode(Isa isa, int64_t position, int64_t head, float* out) cons
     return;
   }
   const uint8_t* codes = codes_.data() + code_offset(position, head);
+  if (bits_ == 16) return find_row_kernel(DType::F16, isa)->decode(codes, head_dim_, out);
   find_channel_kernel(code_type(bits_), isa)->decode(codes, head_dim_, scale_, out);
 }
 
 KvCache::KvCache(const Engine& engine, int64_t capacity)
-    : KvCache(engine.config(), engine.impl().transformer.cache_grids(), capacity) {}
+    : KvCache(engine.config(), engine.impl().transformer.cache_grids(), capacity,
+              engine.impl().transformer.half_cache()) {}
 
-KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity)
+KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, bool half)
     : capacity_(capacity), has_grids_(qat::has_grids(grids)) {
   QAT_CHECK(capacity > 0 && (grids.empty() || grids.size() == config.layers.size()));
   for (size_t i = 0; i < config.layers.size(); ++i) {
@@ -67,8 +71,11 @@ KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grid
     const bool windowed = layer.sliding && config.sliding_window > 0;
     const int64_t slots = windowed ? std::min(capacity, config.sliding_window + kMaxBatchRows - 1) : capacity;
     const CacheScales grid = grids.empty() ? CacheScales() : grids[i];
-    k_[i] = CacheRows(layer.kv_heads, layer.head_dim, slots, grid.bits, grid.k);
-    v_[i] = CacheRows(layer.kv_heads, layer.head_dim, slots, grid.bits, grid.v);
+    const auto rows = [&](float scale) {
+      return CacheRows(layer.kv_heads, layer.head_dim, slots, half && scale == 0.0f ? 16 : grid.bits, scale);
+    };
+    k_[i] = rows(grid.k);
+    v_[i] = rows(grid.v);
   }
 }
 

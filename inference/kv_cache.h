@@ -19,12 +19,13 @@ constexpr int64_t kMaxBatchRows = 512;  // rows per forward pass: bounds the mem
 class CacheRows {
  public:
   CacheRows() = default;  // of a layer that reads another's
-  // scale > 0: codes of 2, 4 or 8 bits (format/channel_grid.h), packed. scale or bits 0: floats.
+  // scale > 0: codes of 2, 4 or 8 bits (format/channel_grid.h), packed. Otherwise floats, of 16 bits where bits is 16.
   CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale);
 
   void store(int64_t position, const float* row);  // rounds to nearest, ties to even
   void decode(Isa isa, int64_t position, int64_t head, float* out) const;
-  // nullptr when these are codes. The next position's floats are stride() further on, for run(position) positions.
+  // nullptr when these are codes or half floats. The next position's floats are stride() further on, for run(position)
+  // positions.
   const float* floats(int64_t position, int64_t head) const;
   int64_t stride() const { return heads_ * head_dim_; }
   int64_t run(int64_t position) const { return slots_ - position % slots_; }
@@ -34,7 +35,7 @@ class CacheRows {
   size_t code_offset(int64_t position, int64_t head) const;
 
   int64_t heads_ = 0, head_dim_ = 0, slots_ = 0;
-  int bits_ = 0;  // 0: floats
+  int bits_ = 0;  // of codes; 16: half floats, 0: floats
   float scale_ = 0.0f;
   size_t head_bytes_ = 0;
   std::vector<uint8_t> codes_;
@@ -48,8 +49,8 @@ class KvCache {
   KvCache(const Engine& engine, int64_t capacity);
   // Of floats, for models whose cache has no static grid (that is checked when the cache is used).
   KvCache(const ModelConfig& config, int64_t capacity) : KvCache(config, {}, capacity) {}
-  // grids: per layer, or none for floats.
-  KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity);
+  // grids: per layer, or none for floats. half: layers without a grid keep float16.
+  KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, bool half = false);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }

@@ -22,7 +22,10 @@ float* grown(std::vector<float>& buffer, int64_t floats) {
 }  // namespace
 
 Transformer::Transformer(Weights weights, Isa isa, const EngineOptions& options)
-    : weights_(std::move(weights)), isa_(isa), round_activations_(!options.float_activations) {
+    : weights_(std::move(weights)),
+      isa_(isa),
+      round_activations_(!options.float_activations),
+      half_cache_(options.half_cache && !options.float_activations && isa != Isa::scalar) {
   const ModelConfig& c = weights_.config;
   for (const LayerWeights& layer : weights_.layers)
     cache_grids_.push_back(options.float_cache ? CacheScales() : layer.cache);
@@ -194,40 +197,64 @@ struct Transformer::Pass {
     });
   }
 
+  // Rows that stand one behind the other in a sequence, a few at a time: {first row, count}.
+  void group_rows() {
+    ws.groups.clear();
+    for (int64_t r = 0; r < n; ++r) {
+      const BatchRow& row = ws.rows[static_cast<size_t>(r)];
+      if (!ws.groups.empty()) {
+        RowGroup& last = ws.groups.back();
+        const BatchRow& begin = ws.rows[static_cast<size_t>(last.first)];
+        if (last.count < kAttentionRows && row.cache == begin.cache && row.position == begin.position + last.count) {
+          ++last.count;
+          continue;
+        }
+      }
+      ws.groups.push_back({r, 1});
+    }
+  }
+
   // heads = softmax(scale q K^T + mask) V; the mask is the range of positions a row may see.
   void attend_rows(const LayerConfig& layer) {
-    const int64_t group = c.heads / layer.kv_heads;
+    const int64_t group = c.heads / layer.kv_heads, width = c.heads * layer.head_dim;
     const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
-    float* heads = grown(ws.heads, n * c.heads * layer.head_dim);
-    int64_t longest = 0;
-    for (const BatchRow& row : ws.rows) longest = std::max(longest, std::min(row.position + 1, window));
-    const int64_t decoded = kAttentionBlock * layer.head_dim;
-    const int64_t scratch = decoded + (group * longest + 15) / 16 * 16;
+    float* heads = grown(ws.heads, n * width);
+    int64_t room = 0;  // for scores
+    for (const RowGroup& g : ws.groups)
+      room = std::max(room, g.count * group * attention_span(position_of(g), g.count, window));
+    const int64_t decoded = kAttentionBlock * layer.head_dim, scratch = decoded + (room + 15) / 16 * 16;
     float* attention = grown(ws.attention, scratch * pool.size());
-    // Whole groups, unless that leaves a thread without work.
-    const int64_t step = n * layer.kv_heads < pool.size() ? 1 : group;
-    const int64_t least = std::max<int64_t>(1, (int64_t{1} << 16) / (longest * layer.head_dim));
-    pool.parallel_for(n * c.heads, (least + step - 1) / step * step, [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin, next = 0; i < end; i = next) {
-        next = std::min(end, (i / group + 1) * group);
-        const BatchRow& row = ws.rows[static_cast<size_t>(i / c.heads)];
-        AttentionHeads a;
-        a.q = ws.q.data() + i * layer.head_dim;
-        a.heads = next - i;
-        a.head_dim = layer.head_dim;
-        a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
-        a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
-        a.kv_head = i % c.heads / group;
-        a.count = std::min(row.position + 1, window);
-        a.first = row.position + 1 - a.count;
-        a.scale = static_cast<float>(c.attention_scale);
-        a.decoded = attention + worker * scratch;
-        a.scores = a.decoded + decoded;
-        a.out = heads + i * layer.head_dim;
-        attend(model.isa_, a);
-      }
-    });
+    // All heads that share keys, unless that leaves a thread without work.
+    const auto count = static_cast<int64_t>(ws.groups.size());
+    const int64_t together = count * layer.kv_heads < pool.size() ? 1 : group, parts = c.heads / together;
+    const int64_t work = room / group * together * layer.head_dim;
+    pool.parallel_for(count * parts, std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, work)),
+                      [&](int64_t begin, int64_t end, int worker) {
+                        for (int64_t i = begin; i < end; ++i) {
+                          const RowGroup& g = ws.groups[static_cast<size_t>(i / parts)];
+                          const BatchRow& row = ws.rows[static_cast<size_t>(g.first)];
+                          const int64_t head = i % parts * together;
+                          AttentionHeads a;
+                          a.q = ws.q.data() + g.first * width + head * layer.head_dim;
+                          a.rows = g.count;
+                          a.q_stride = width;
+                          a.heads = together;
+                          a.head_dim = layer.head_dim;
+                          a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
+                          a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
+                          a.kv_head = head / group;
+                          a.position = row.position;
+                          a.window = window;
+                          a.scale = static_cast<float>(c.attention_scale);
+                          a.decoded = attention + worker * scratch;
+                          a.scores = a.decoded + decoded;
+                          a.out = heads + g.first * width + head * layer.head_dim;
+                          attend(model.isa_, a);
+                        }
+                      });
   }
+
+  int64_t position_of(const RowGroup& group) const { return ws.rows[static_cast<size_t>(group.first)].position; }
 
   void attention_block(size_t index) {
     const LayerWeights& l = w.layers[index];
@@ -293,6 +320,7 @@ struct Transformer::Pass {
       drop(ws.cos_sin[kind], 2 * static_cast<int64_t>(model.frequencies_[kind].size()));
     ws.rows.erase(ws.rows.begin(), ws.rows.begin() + count);
     n -= count;
+    group_rows();
   }
 
   void head(float* logits) {
@@ -313,6 +341,7 @@ void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, floa
   pass.embed();
   if (pass.c.ple > 0) pass.embed_per_layer();
   pass.prepare_rope();
+  pass.group_rows();
   for (size_t i = 0; i < pass.c.layers.size(); ++i) {
     if (residual_hook) residual_hook(i, ws.hidden.data());
     pass.attention_block(i);

@@ -19,9 +19,15 @@ struct BatchRow {
   KvCache* cache = nullptr;
 };
 
+// Rows that attend together: `count` of them from `first` on, consecutive positions of one sequence.
+struct RowGroup {
+  int64_t first = 0, count = 0;
+};
+
 // Memory that a pass needs, reused by the next. One per thread of passes.
 struct Workspace {
   std::vector<BatchRow> rows;
+  std::vector<RowGroup> groups;
   std::vector<float> hidden, normed,
       branch;  // [rows, hidden]: the residual stream; a norm of it; what an attention or MLP adds
   std::vector<float> q, k, v, heads;  // [rows, heads * head_dim] (k, v: kv_heads): projections, attention's result
@@ -38,6 +44,7 @@ class Transformer {
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
   const std::vector<CacheScales>& cache_grids() const { return cache_grids_; }  // per layer
+  bool half_cache() const { return half_cache_; }
 
   // One pass over ws.rows (1..kMaxBatchRows; it consumes them), whose K and V are written to their caches at their
   // positions; cache lengths are the caller's. logits [rows - first_logit, vocab] of the rows from first_logit on,
@@ -61,7 +68,7 @@ class Transformer {
 
   Weights weights_;
   Isa isa_;
-  bool round_activations_;
+  bool round_activations_, half_cache_;
   std::vector<CacheScales> cache_grids_;
   std::vector<float>
       frequencies_[2];            // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none

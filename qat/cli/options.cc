@@ -90,8 +90,12 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
       "llama.cpp");
   command
       .add_option_function<std::string>(
-          "--kv-cache", [&options](const std::string& kind) { options.float_cache = kind == "float"; },
-          "K and V as the model's file says (of a mobile directory: on its static grids), or float")
+          "--kv-cache",
+          [&options](const std::string& kind) {
+            options.float_cache = kind == "float";
+            options.half_cache = kind != "float";
+          },
+          "K and V as the model's file says (of a mobile directory: on its static grids; of others: float16), or float")
       ->check(one_of({"file", "float"}))
       ->type_name("KIND")
       ->default_str("file");

@@ -7,6 +7,7 @@
 #include <cfloat>
 
 #include "format/channel_grid.h"
+#include "format/grid.h"
 #include "inference/attention.h"
 #include "tests/inference/random.h"
 
@@ -38,6 +39,26 @@ TEST_P(CacheOf, HoldsTheGridsValues) {
   }
 }
 
+TEST(HalfCache, HoldsTheNearestHalfFloats) {
+  Random random(32);
+  for (const int64_t head_dim : {1, 6, 64, 257}) {
+    CacheRows cache(3, head_dim, 4, 16, 0.0f);
+    EXPECT_EQ(cache.bytes(), static_cast<size_t>(4 * 3 * 2 * head_dim));
+    for (int64_t position = 0; position < 6; ++position) {
+      const std::vector<float> row = random.floats(3 * head_dim, 2.0f);
+      cache.store(position, row.data());
+      std::vector<float> expected(row.size()), actual(row.size());
+      fake_quantize_rows(DType::F16, row.data(), 1, 3 * head_dim, expected.data());
+      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+        if (!isa_supported(isa)) continue;
+        for (int64_t h = 0; h < 3; ++h) cache.decode(isa, position, h, actual.data() + h * head_dim);
+        EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
+      }
+      EXPECT_EQ(cache.floats(position, 0), nullptr);
+    }
+  }
+}
+
 // Result of heads that share a K/V head, over the positions from `first` on.
 std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, const std::vector<float>& q,
                              int64_t heads, int64_t first, int64_t count) {
@@ -51,14 +72,59 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
   a.k = &k;
   a.v = &v;
   a.kv_head = 1;
-  a.first = first;
-  a.count = count;
+  a.position = first + count - 1;
+  a.window = count;
   a.scale = 0.3f;
   a.scores = scores.data();
   a.decoded = decoded.data();
   a.out = out.data();
   attend(isa, a);
   return out;
+}
+
+// Rows together, to the bit as each alone: of codes, half floats and floats, with and without a window.
+TEST(Attention, ARowDoesNotDependOnItsCompany) {
+  Random random(33);
+  const int64_t head_dim = 24, heads = 3, length = 70;
+  for (const int bits : {0, 4, 16})
+    for (const int64_t window : {int64_t{5}, int64_t{30}, INT64_MAX}) {
+      CacheRows k(2, head_dim, length, bits, 0.1f), v(2, head_dim, length, bits, 0.1f);
+      for (int64_t position = 0; position < length; ++position) {
+        k.store(position, random.floats(2 * head_dim).data());
+        v.store(position, random.floats(2 * head_dim).data());
+      }
+      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+        if (!isa_supported(isa)) continue;
+        for (const int64_t position : {0, 3, 15, 60}) {
+          const int64_t stride = heads * head_dim + 8;  // rows are further apart than what is used of them
+          const std::vector<float> q = random.floats(kAttentionRows * stride);
+          std::vector<float> together(q.size(), 7.0f), alone(q.size(), 7.0f);
+          std::vector<float> scores(static_cast<size_t>(kAttentionRows * heads * length));
+          std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
+          AttentionHeads a;
+          a.rows = kAttentionRows;
+          a.q_stride = stride;
+          a.heads = heads;
+          a.head_dim = head_dim;
+          a.k = &k;
+          a.v = &v;
+          a.position = position;
+          a.window = window;
+          a.scores = scores.data();
+          a.decoded = decoded.data();
+          a.q = q.data();
+          a.out = together.data();
+          attend(isa, a);
+          a.rows = 1;
+          for (int64_t r = 0; r < kAttentionRows; ++r, ++a.position) {
+            a.q = q.data() + r * stride;
+            a.out = alone.data() + r * stride;
+            attend(isa, a);
+          }
+          EXPECT_EQ(together, alone) << bits << " bits, window " << window << ", from " << position;
+        }
+      }
+    }
 }
 
 TEST_P(CacheOf, AttentionIsThatOverTheFloatsTheyMean) {
