@@ -186,8 +186,11 @@ void Safetensors::open_shards(const std::string& index) {
   std::set<std::string> shards;
   for (const auto& [name, shard] : json["weight_map"].items()) {
     const std::string file = shard.is_string() ? shard.get<std::string>() : "";
-    // A plain name in this directory: an index from elsewhere must not make us open other files.
-    if (file.empty() || file == "." || file == ".." || file.find_first_of(std::string("/\\\0", 3)) != std::string::npos)
+    // A plain name in this directory: an index from elsewhere must not make us open other files, nor write control
+    // characters to a terminal.
+    const bool is_control =
+        std::any_of(file.begin(), file.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+    if (file.empty() || file == "." || file == ".." || is_control || file.find_first_of("/\\") != std::string::npos)
       fail(index, ": tensor ", printable(name), ": expected the name of a file beside the index, found ",
            printable(shard.dump()));
     shards.insert(file);

@@ -148,8 +148,8 @@ TEST(Safetensors, FindsShardsThroughTheIndex) {
   expect_error(opens, "/two.safetensors: expected tensor c as the index says, found none");
   put_file(index, R"({"weight_map":{"b":"three.safetensors"}})");
   expect_error(opens, "three.safetensors: cannot open");
-  for (const char* outside :
-       {R"("../one.safetensors")", R"("/etc/passwd")", R"("sub/one")", R"("..")", R"("")", "1", R"("a\u0000b")"}) {
+  for (const char* outside : {R"("../one.safetensors")", R"("/etc/passwd")", R"("sub/one")", R"("..")", R"("")", "1",
+                              R"("a\u0000b")", R"("a\nb")", R"("\u001b[2J")"}) {
     put_file(index, std::string(R"({"weight_map":{"b":)") + outside + "}}");
     expect_error(opens, "tensor b: expected the name of a file beside the index");
   }
