@@ -25,7 +25,7 @@ void for_blocks(Isa isa, const AttentionHeads& a, const CacheRows& cache, const 
       continue;
     }
     n = std::min(end - position, kAttentionBlock - position % kAttentionBlock);
-    for (int64_t i = 0; i < n; ++i) cache.decode(isa, position + i, a.kv_head, a.decoded + i * a.head_dim);
+    cache.decode(isa, position, a.kv_head, n, a.decoded);
     use(FloatRows{a.decoded, a.head_dim, n, a.head_dim}, position);
   }
 }

@@ -13,7 +13,7 @@ namespace qat {
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
     : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f || bits == 16 ? bits : 0), scale_(scale) {
   if (bits_ == 0) {
-    floats_.resize(static_cast<size_t>(slots * stride()));
+    floats_.resize(static_cast<size_t>(slots * heads * head_dim));
   } else {
     head_bytes_ = row_bytes(bits_ == 16 ? DType::F16 : code_type(bits_), head_dim);
     codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
@@ -21,19 +21,21 @@ CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, f
 }
 
 size_t CacheRows::code_offset(int64_t position, int64_t head) const {
-  return static_cast<size_t>(position % slots_ * heads_ + head) * head_bytes_;
+  return static_cast<size_t>(head * slots_ + position % slots_) * head_bytes_;
 }
 
 const float* CacheRows::floats(int64_t position, int64_t head) const {
-  return bits_ != 0 ? nullptr : floats_.data() + position % slots_ * stride() + head * head_dim_;
+  return bits_ != 0 ? nullptr : floats_.data() + (head * slots_ + position % slots_) * head_dim_;
 }
 
 void CacheRows::store(int64_t position, const float* row) {
-  if (bits_ == 0) {
-    std::copy_n(row, stride(), floats_.begin() + position % slots_ * stride());
+  if (bits_ == 0 || bits_ == 16) {
+    for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
+      if (bits_ == 16) encode_rows(DType::F16, row, 1, head_dim_, codes_.data() + code_offset(position, head));
+      else std::copy_n(row, head_dim_, floats_.begin() + (head * slots_ + position % slots_) * head_dim_);
+    }
     return;
   }
-  if (bits_ == 16) return encode_rows(DType::F16, row, 1, stride(), codes_.data() + code_offset(position, 0));
   int8_t codes[256];
   constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
@@ -46,14 +48,16 @@ void CacheRows::store(int64_t position, const float* row) {
   }
 }
 
-void CacheRows::decode(Isa isa, int64_t position, int64_t head, float* out) const {
-  if (bits_ == 0) {
-    std::copy_n(floats(position, head), head_dim_, out);
-    return;
+void CacheRows::decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const {
+  const int64_t bits = bits_ == 0 ? 32 : bits_;
+  for (int64_t n = 0; count > 0; position += n, count -= n, out += n * head_dim_) {
+    // Rows that fill whole bytes lie without gaps, until the ring begins anew.
+    n = head_dim_ * bits % 8 == 0 ? std::min(count, run(position)) : 1;
+    const uint8_t* codes = codes_.data() + code_offset(position, head);
+    if (bits_ == 0) std::copy_n(floats(position, head), n * head_dim_, out);
+    else if (bits_ == 16) find_row_kernel(DType::F16, isa)->decode(codes, n * head_dim_, out);
+    else find_channel_kernel(code_type(bits_), isa)->decode(codes, n * head_dim_, scale_, out);
   }
-  const uint8_t* codes = codes_.data() + code_offset(position, head);
-  if (bits_ == 16) return find_row_kernel(DType::F16, isa)->decode(codes, head_dim_, out);
-  find_channel_kernel(code_type(bits_), isa)->decode(codes, head_dim_, scale_, out);
 }
 
 KvCache::KvCache(const Engine& engine, int64_t capacity)

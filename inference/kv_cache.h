@@ -14,8 +14,8 @@ class Engine;
 
 constexpr int64_t kMaxBatchRows = 512;  // rows per forward pass: bounds the memory of a workspace
 
-// The keys, or the values, of one layer: per position [heads, head_dim]. A ring: a position overwrites the one `slots`
-// before it.
+// The keys, or the values, of one layer: per position [heads, head_dim], kept head by head, since attention reads one
+// head's positions after the other. A ring: a position overwrites the one `slots` before it.
 class CacheRows {
  public:
   CacheRows() = default;  // of a layer that reads another's
@@ -23,11 +23,12 @@ class CacheRows {
   CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale);
 
   void store(int64_t position, const float* row);  // rounds to nearest, ties to even
-  void decode(Isa isa, int64_t position, int64_t head, float* out) const;
+  // out [count, head_dim]: the floats of consecutive positions.
+  void decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const;
   // nullptr when these are codes or half floats. The next position's floats are stride() further on, for run(position)
   // positions.
   const float* floats(int64_t position, int64_t head) const;
-  int64_t stride() const { return heads_ * head_dim_; }
+  int64_t stride() const { return head_dim_; }
   int64_t run(int64_t position) const { return slots_ - position % slots_; }
   size_t bytes() const { return codes_.size() + floats_.size() * sizeof(float); }
 

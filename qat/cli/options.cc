@@ -84,10 +84,10 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
       ->type_name("N");
   if (!reference) return;
   command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
-  command.add_flag(
-      "--exact", options.float_activations,
-      "Activations meet quantized weights as floats; else they are rounded to 8 bits, 32 to a scale, as in "
-      "llama.cpp");
+  options.half_cache = true;
+  command.add_flag("--exact", options.float_activations,
+                   "Floats everywhere; else activations that meet quantized weights are rounded to 8 bits, 32 to a "
+                   "scale, and K and V are float16, as in llama.cpp");
   command
       .add_option_function<std::string>(
           "--kv-cache",

@@ -270,8 +270,13 @@ TEST_P(EngineTest, HookSeesWhatGoesIntoTheCache) {
     ASSERT_EQ(key.data.size(), 6 * width);
     ASSERT_EQ(value.data.size(), 6 * width);
     EXPECT_EQ(key.layer, info.layer);
-    EXPECT_TRUE(std::equal(key.data.begin(), key.data.end(), cache.k(layer).floats(0, 0))) << info.name;
-    EXPECT_TRUE(std::equal(value.data.begin(), value.data.end(), cache.v(layer).floats(0, 0))) << info.name;
+    const auto dim = static_cast<size_t>(c.layers[layer].head_dim), heads = width / dim;
+    for (size_t i = 0; i < 6 * heads; ++i) {  // by position, then by head
+      const auto position = static_cast<int64_t>(i / heads), head = static_cast<int64_t>(i % heads);
+      const float *k = key.data.data() + i * dim, *v = value.data.data() + i * dim;
+      EXPECT_TRUE(std::equal(k, k + dim, cache.k(layer).floats(position, head))) << info.name << ", " << i;
+      EXPECT_TRUE(std::equal(v, v + dim, cache.v(layer).floats(position, head))) << info.name << ", " << i;
+    }
   }
 }
 

@@ -31,7 +31,7 @@ TEST_P(CacheOf, HoldsTheGridsValues) {
       fake_quantize_channel(bits, row.data(), heads * head_dim, scale, expected.data());
       for (const Isa isa : {Isa::scalar, Isa::avx2}) {
         if (!isa_supported(isa)) continue;
-        for (int64_t h = 0; h < heads; ++h) cache.decode(isa, position, h, actual.data() + h * head_dim);
+        for (int64_t h = 0; h < heads; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
         EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
       }
       EXPECT_EQ(cache.floats(position, 0), nullptr);
@@ -51,7 +51,7 @@ TEST(HalfCache, HoldsTheNearestHalfFloats) {
       fake_quantize_rows(DType::F16, row.data(), 1, 3 * head_dim, expected.data());
       for (const Isa isa : {Isa::scalar, Isa::avx2}) {
         if (!isa_supported(isa)) continue;
-        for (int64_t h = 0; h < 3; ++h) cache.decode(isa, position, h, actual.data() + h * head_dim);
+        for (int64_t h = 0; h < 3; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
         EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
       }
       EXPECT_EQ(cache.floats(position, 0), nullptr);

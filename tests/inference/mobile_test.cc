@@ -168,7 +168,7 @@ TEST_P(MobileEngine, TheCacheIsOnItsGrids) {
     CacheRows& rows = where.second ? cache.k(where.first) : cache.v(where.first);
     std::vector<float> actual(expected.size());
     for (int64_t i = 0; i < 15 * config.kv_heads; ++i)
-      rows.decode(Isa::scalar, i / config.kv_heads, i % config.kv_heads, actual.data() + i * config.head_dim);
+      rows.decode(Isa::scalar, i / config.kv_heads, i % config.kv_heads, 1, actual.data() + i * config.head_dim);
     EXPECT_EQ(actual, expected) << "layer " << where.first << (where.second ? " keys" : " values");
   }
 }
