@@ -134,6 +134,7 @@ void add_logits_command(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   add_engine_options(*command, options->engine, true);
+  options->engine.float_activations = true;  // as with --exact: these logits are to be compared with others' floats
   command->footer(
       "Example:\n  echo 2 651 4320 8426 > ids.txt && qat logits model.gguf --ids ids.txt --out logits.safetensors");
   command->callback([options] { run_logits(*options); });
