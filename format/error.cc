@@ -5,11 +5,10 @@
 
 namespace qat {
 
-std::string printable(std::string_view text) {
-  constexpr size_t kLongest = 200;
+std::string one_line(std::string_view text) {
   constexpr char kHex[] = "0123456789abcdef";
   std::string out;
-  for (const char c : text.substr(0, kLongest)) {
+  for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte >= 0x20 && byte != 0x7f) {
       out += c;
@@ -17,7 +16,12 @@ std::string printable(std::string_view text) {
       out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 15]};
     }
   }
-  return text.size() > kLongest ? out + "..." : out;
+  return out;
+}
+
+std::string printable(std::string_view text) {
+  constexpr size_t kLongest = 200;
+  return text.size() > kLongest ? one_line(text.substr(0, kLongest)) + "..." : one_line(text);
 }
 
 void check_failed(const char* condition, const char* file, int line) {

@@ -8,11 +8,14 @@
 
 namespace qat {
 
-// Thrown for anything wrong with a file, a recipe or an argument. The text is one line that names the
-// file, the place, what was expected and what was found. Only `main` catches it (exit status 1).
+// Every control character written as \xNN: one line, and nothing that a terminal would obey.
+std::string one_line(std::string_view text);
+
+// Thrown for anything wrong with a file, a recipe or an argument. The text is one line, whatever a file put into it,
+// that names the file, the place, what was expected and what was found. Only `main` catches it (exit status 1).
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(std::string_view text) : std::runtime_error(one_line(text)) {}
 };
 
 // fail("model.gguf: tensor ", name, ": expected F32, found ", found): concatenates and throws Error.
@@ -23,8 +26,7 @@ template <class... Args>
   throw Error(text.str());
 }
 
-// Text that came out of a file, fit for one line of an error: control characters become \xNN, and what is longer than
-// 200 bytes is cut.
+// Text that came out of a file, fit for a message: one_line() of its first 200 bytes.
 std::string printable(std::string_view text);
 
 [[noreturn]] void check_failed(const char* condition, const char* file, int line);

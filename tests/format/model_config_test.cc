@@ -285,6 +285,14 @@ TEST(ModelConfigHf, ValuesOutOfRangeOrOfAnotherTypeAreNamed) {
         << refusal.key << " " << refusal.value;
 }
 
+TEST(ModelConfigHf, WhatAFileSaysStaysInOneLineOfTheError) {
+  // Names and keys out of the file end up in messages: no line break, nothing that a terminal would obey.
+  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"per_layer_config", {{"1", {{"a\nb\x1b[2J", 512}}}}}})),
+              AllOf(HasSubstr("found a\\x0ab\\x1b[2J"), Not(HasSubstr("\n")), Not(HasSubstr("\x1b"))));
+  EXPECT_THAT(error_of(patched(kGemma4_31B, {{"model_type", "gemma4\n"}})),
+              AllOf(HasSubstr("found gemma4\\x0a"), Not(HasSubstr("\n"))));
+}
+
 TEST(ModelConfigHf, MissingKeysAndBrokenFiles) {
   for (const char* key :
        {"model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"})
