@@ -51,8 +51,7 @@ void attend(Isa isa, const AttentionHeads& a) {
   };
   for_blocks(isa, a, *a.k, [&](const FloatRows& block, int64_t first) {
     for_rows(a, block, first, [&](int64_t r, const FloatRows& keys, int64_t position) {
-      for (int64_t h = 0; h < a.heads; ++h)
-        ops.scores(a.q + r * a.q_stride + h * a.head_dim, keys, a.scale, scores(r, h, position));
+      ops.scores(a.q + r * a.q_stride, a.head_dim, a.heads, keys, a.scale, scores(r, 0, position), span);
     });
   });
   for (int64_t r = 0; r < a.rows; ++r) {
@@ -62,8 +61,7 @@ void attend(Isa isa, const AttentionHeads& a) {
   for_blocks(isa, a, *a.v, [&](const FloatRows& block, int64_t first) {
     for_rows(a, block, first, [&](int64_t r, const FloatRows& values, int64_t position) {
       const bool add = position > seen_by(a, r).first;
-      for (int64_t h = 0; h < a.heads; ++h)
-        ops.mix(scores(r, h, position), values, add, a.out + r * a.q_stride + h * a.head_dim);
+      ops.mix(scores(r, 0, position), span, a.heads, values, add, a.out + r * a.q_stride, a.head_dim);
     });
   });
 }

@@ -147,15 +147,30 @@ float dot_q8_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
 }
 
 // A block of 64 weights meets two blocks of activations: here a block is half of one. Element 4 i + j is in bits 2 j of
-// byte i: a plane of bits is every fourth element, and arrange_q2_0 has put the activations in that order.
+// byte i: a plane of bits is every fourth element. arrange_q2_0 has put the activations of whole eights plane by plane,
+// and of a rest in the order of pairs().
 struct RowQ2_0 {
   static constexpr int kOffset = 1, kBytes = 4 * kQ2Bytes;
   const uint8_t* blocks;
   const int8_t* x;
   const uint8_t* scale(int64_t b) const { return blocks + b / 2 * kQ2Bytes; }
   __m128i halves(int64_t b) const { return halves_of_4<kQ2Bytes>(scale(b)); }
+  // Blocks b .. b + 3: two of 64, one in each half of a vector. Four planes of pairs are at most 4 * 2 * 3 * 127.
+  __m256 add_four(int64_t b, __m256 factors, __m256 sum) const {
+    const __m256i mask = _mm256_set1_epi8(3);
+    const __m256i bytes =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(scale(b) + 2)), load16(scale(b + 2) + 2), 1);
+    const int8_t* codes = x + 32 * b;
+    const auto plane = [&](int i) {
+      return _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 2 * i), mask), load32(codes + 32 * i));
+    };
+    const __m256i pairs = _mm256_add_epi16(_mm256_add_epi16(plane(0), plane(1)), _mm256_add_epi16(plane(2), plane(3)));
+    return _mm256_fmadd_ps(pair_sums(pairs), factors, sum);
+  }
   void add_eight(int64_t b, __m256 factors, __m256* even, __m256* odd) const {
-    add_pairs(*this, b, factors, even, odd);
+    const __m256i first = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), second = _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7);
+    *even = add_four(b, _mm256_permutevar8x32_ps(factors, first), *even);
+    *odd = add_four(b + 4, _mm256_permutevar8x32_ps(factors, second), *odd);
   }
   __m256i pairs(int64_t b) const {
     int64_t half;
@@ -169,45 +184,71 @@ float dot_q2_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
   return sum_blocks(RowQ2_0{row, x.codes}, x, cols / 32);
 }
 
-// out[8 j + i] = codes[4 i + j], in each block of 32.
+// out[8 j + i] = codes[4 i + j] in each block of 32; of four blocks, as far as there are eight, the four planes one
+// behind the other.
 void arrange_q2_0(const int8_t* codes, int64_t cols, int8_t* out) {
   const __m256i gather = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
                                           13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int64_t k = 0; k < cols; k += 32) {
-    const __m256i fours = _mm256_shuffle_epi8(load32(codes + k), gather);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), _mm256_permutevar8x32_epi32(fours, order));
+  const auto planes_of = [&](int64_t k) {
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(load32(codes + k), gather), order);
+  };
+  const auto put = [&](int64_t k, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), v); };
+  int64_t k = 0;
+  for (; k + 128 <= cols / 256 * 256; k += 128) {
+    const __m256i a = planes_of(k), b = planes_of(k + 32), c = planes_of(k + 64), d = planes_of(k + 96);
+    const __m256i ab = _mm256_unpacklo_epi64(a, b), cd = _mm256_unpacklo_epi64(c, d);    // planes 0 and 2
+    const __m256i ab1 = _mm256_unpackhi_epi64(a, b), cd1 = _mm256_unpackhi_epi64(c, d);  // planes 1 and 3
+    put(k, _mm256_permute2x128_si256(ab, cd, 0x20));
+    put(k + 32, _mm256_permute2x128_si256(ab1, cd1, 0x20));
+    put(k + 64, _mm256_permute2x128_si256(ab, cd, 0x31));
+    put(k + 96, _mm256_permute2x128_si256(ab1, cd1, 0x31));
   }
+  for (; k < cols; k += 32) put(k, planes_of(k));
 }
 
 // Two halves of 128 elements, each four runs of 32, one block of activations each; a run is two groups of 16 with a
-// scale of 8 bits each. |code| <= 32: pairs are at most 2 * 32 * 127 = 8128, and times a scale still far from 2^31.
+// scale of 8 bits each. Codes stand 32 above what they mean, 0..63: pairs are at most 2 * 63 * 127 = 16002, and two of
+// them times their scale less than 2^23, exact in a float. What the 32 add is taken off by the sums of 16 activations.
 float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  const __m256i low4 = _mm256_set1_epi8(15), top2 = _mm256_set1_epi8(0x30), bias = _mm256_set1_epi8(32);
-  __m256 sum = _mm256_setzero_ps();
-  for (int64_t first = 0; first < cols; first += 128) {
-    const int64_t half = first / 128 % 2;
-    const uint8_t* block = row + first / 256 * kQ6Bytes;
-    const __m256i ql0 = load32(block + 64 * half), ql1 = load32(block + 64 * half + 32);
-    const __m256i qh = load32(block + 128 + 32 * half);
-    const float d = half_at(block + 208);
-    const auto add = [&](int64_t run, __m256i low, __m256i high) {
-      const __m256i codes =
-          _mm256_sub_epi8(_mm256_or_si256(_mm256_and_si256(low, low4), _mm256_and_si256(high, top2)), bias);
-      const int64_t b = first / 32 + run;
-      const __m256i signed_x = _mm256_sign_epi8(load32(x.codes + 32 * b), codes);
-      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), signed_x);
-      const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * half + 2 * run);
-      const __m256i both = _mm256_set_m128i(_mm_set1_epi16(scales[1]), _mm_set1_epi16(scales[0]));
-      const __m256 factor = _mm256_set1_ps(d * x.scales[b]);
-      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, both)), factor, sum);
-    };
-    add(0, ql0, _mm256_slli_epi16(qh, 4));
-    add(1, ql1, _mm256_slli_epi16(qh, 2));
-    add(2, _mm256_srli_epi16(ql0, 4), qh);
-    add(3, _mm256_srli_epi16(ql1, 4), _mm256_srli_epi16(qh, 2));
+  const __m256i low4 = _mm256_set1_epi8(15), top2 = _mm256_set1_epi8(0x30);
+  const __m256i one_scale =
+      _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, offsets = _mm256_setzero_ps();
+  for (int64_t first = 0; first < cols; first += 256, row += kQ6Bytes) {
+    for (int64_t line = 0; line < kQ6Bytes; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(row) + kAhead + line, _MM_HINT_T0);
+    const __m128i bytes = load16(row + 192);
+    const __m256i scales = _mm256_cvtepi8_epi16(bytes);
+    const __m256 d = _mm256_set1_ps(half_at(row + 208));
+    const auto float_scales = [](__m128i eight) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)); };
+    const float* sums = x.half_sums + first / 16;
+    const __m256 offset = _mm256_fmadd_ps(float_scales(_mm_srli_si128(bytes, 8)), _mm256_loadu_ps(sums + 8),
+                                          _mm256_mul_ps(float_scales(bytes), _mm256_loadu_ps(sums)));
+    offsets = _mm256_fmadd_ps(d, offset, offsets);
+    alignas(32) float factors[8];
+    _mm256_store_ps(factors, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + first / 32)));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i ql0 = load32(row + 64 * half), ql1 = load32(row + 64 * half + 32);
+      const __m256i qh = load32(row + 128 + 32 * half);
+      const __m256i eight =
+          half == 0 ? _mm256_permute2x128_si256(scales, scales, 0x00) : _mm256_permute2x128_si256(scales, scales, 0x11);
+      const auto add = [&](int run, __m256i low, __m256i high) {
+        const __m256i codes = _mm256_or_si256(_mm256_and_si256(low, low4), _mm256_and_si256(high, top2));
+        const __m256i pairs = _mm256_maddubs_epi16(codes, load32(x.codes + first + 128 * half + 32 * run));
+        const __m256i scale =
+            _mm256_shuffle_epi8(eight, _mm256_add_epi8(one_scale, _mm256_set1_epi8(static_cast<char>(4 * run))));
+        const __m256 factor = _mm256_broadcast_ss(factors + 4 * half + run);
+        sum[run % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, scale)), factor, sum[run % 2]);
+      };
+      add(0, ql0, _mm256_slli_epi16(qh, 4));
+      add(1, ql1, _mm256_slli_epi16(qh, 2));
+      add(2, _mm256_srli_epi16(ql0, 4), qh);
+      add(3, _mm256_srli_epi16(ql1, 4), _mm256_srli_epi16(qh, 2));
+    }
   }
-  return sum_lanes(sum);
+  return sum_lanes(_mm256_add_ps(sum[0], sum[1])) - 32.0f * sum_lanes(offsets);
 }
 
 // ---- Rounding to 8 bits

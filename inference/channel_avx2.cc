@@ -93,12 +93,12 @@ float dot(const uint8_t* row, int64_t cols, float scale, const float* x) {
 }
 
 // ---- Integers. 2 and 4 bits: 32 packed bytes give P = 8 / bits planes of 32 unsigned codes, code + 2^(bits-1); plane
-// j has the elements P b + j, and the activations lie in the same order. Pairs of products fit 16 bits: at most 2 * 15
-// * 128 each, and the planes of a step together 2 * 3840. What the offset adds, 2^(bits-1) times the sum of the
-// activations, is taken off at the end; that sum stands behind the codes.
+// j has the elements P b + j, and the activations lie in the same order. What the offset adds, 2^(bits-1) times the sum
+// of the activations, is taken off at the end; that sum stands behind the codes. Pairs of products fit 16 bits, and so
+// do several of them (kSteps of 32 bytes), before they must be widened.
 
 constexpr int64_t kStep = 32;  // bytes of weights
-// How far ahead of its use memory is asked for: the next page, where the hardware's own prefetching ends.
+// How far ahead of its use memory is asked for, at least: the next page, where the hardware's own prefetching ends.
 constexpr int64_t kAhead = 4096;
 
 template <int bits>
@@ -129,158 +129,151 @@ __m256i plane(__m256i bytes, int shift, int mask) {
   return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(static_cast<char>(mask)));
 }
 
-// 8 sums of 4 neighbours each, of 32 bytes of weights times what meets them.
-template <int bits>
-struct Weights;
-
-template <>
-struct Weights<4> {
-  __m256i low, high;
-  explicit Weights(const uint8_t* p) : low(plane(load32(p), 0, 15)), high(plane(load32(p), 4, 15)) {}
-  __m256i multiply(const int8_t* x) const {
-    const __m256i pairs =
-        _mm256_add_epi16(_mm256_maddubs_epi16(low, load32(x)), _mm256_maddubs_epi16(high, load32(x + 32)));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-  }
-};
-
-// Signed bytes on both sides: their products need 16 bits before they are added.
-template <>
-struct Weights<8> {
-  __m256i low, high;
-  static __m256i widen(const void* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-  explicit Weights(const uint8_t* p) : low(widen(p)), high(widen(p + 16)) {}
-  __m256i multiply(const int8_t* x) const {
-    return _mm256_add_epi32(_mm256_madd_epi16(low, widen(x)), _mm256_madd_epi16(high, widen(x + 16)));
-  }
-};
-
 int32_t sum_lanes_i32(__m256i v) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-// Sums of kRows rows, one inside the other for the same reason as Lanes.
-template <int n>
-struct Sums {
-  __m256i sum = _mm256_setzero_si256();
-  Sums<n - 1> rest;
-  template <class W>
-  void add(const W& w, const int8_t* x, int64_t stride) {
-    sum = _mm256_add_epi32(sum, w.multiply(x));
-    rest.add(w, x + stride, stride);
-  }
-  void store(int32_t* out) const {
-    *out = sum_lanes_i32(sum);
-    rest.store(out + 1);
-  }
-};
+// Of 32 bytes of weights and what meets them: sums in 16 bits, and those of all of them in 32.
+template <int bits>
+struct Sum;
+
 template <>
-struct Sums<0> {
-  template <class W>
-  void add(const W&, const int8_t*, int64_t) {}
-  void store(int32_t*) const {}
-};
-
-template <int bits, int kRows>
-void multiply_row(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums) {
-  constexpr int64_t kCodes = kStep * 8 / bits;
-  const int64_t stride = (cols + 127) / 128 * 128 + 32;
-  Sums<kRows> all;
-  int64_t k = 0;
-  for (; k + kCodes <= cols; k += kCodes, row += kStep) {
-    _mm_prefetch(reinterpret_cast<const char*>(row) + kAhead, _MM_HINT_T0);
-    all.add(Weights<bits>(row), x + k, stride);
+struct Sum<4> {
+  static constexpr int64_t kSteps = 4;  // 4 * 2 planes * 2 * 15 * 128 = 30720
+  struct Weights {
+    __m256i low, high;
+    explicit Weights(const uint8_t* p) : low(plane(load32(p), 0, 15)), high(plane(load32(p), 4, 15)) {}
+  };
+  __m256i pairs = _mm256_setzero_si256(), all = pairs;
+  void add(const Weights& w, const int8_t* x) {
+    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.low, load32(x)));
+    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.high, load32(x + 32)));
   }
-  if (k < cols) {
-    uint8_t last[kStep] = {};
-    copy(last, row, ((cols - k) * bits + 7) / 8);
-    all.add(Weights<bits>(last), x + k, stride);
-  }
-  all.store(sums);
-}
-
-// 2 bits: 32 bytes give 4 planes, of which the second and the last stay where they are in the byte, 4 times as large:
-// they have a sum of their own. Of 5 steps both sums fit 16 bits: 5 * 2 * 4 * 768 = 30720.
-struct Planes2 {
-  __m256i of0, of1, of2, of3;
-  explicit Planes2(const uint8_t* p) {
-    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
-    const __m256i bytes = load32(p), shifted = _mm256_srli_epi16(bytes, 4);
-    of0 = _mm256_and_si256(bytes, low);
-    of1 = _mm256_and_si256(bytes, high);
-    of2 = _mm256_and_si256(shifted, low);
-    of3 = _mm256_and_si256(shifted, high);
+  void widen() {
+    all = _mm256_add_epi32(all, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    pairs = _mm256_setzero_si256();
   }
 };
 
-struct Sum2 {
-  __m256i ones = _mm256_setzero_si256(), fours = _mm256_setzero_si256();  // of 16 bits
-  __m256i all_ones = _mm256_setzero_si256(), all_fours = _mm256_setzero_si256();
-
-  void add(const Planes2& w, const int8_t* x) {
+// 32 bytes give 4 planes, of which the second and the last stay where they are in the byte, 4 times as large: they have
+// a sum of their own, of which a quarter is taken when it is widened.
+template <>
+struct Sum<2> {
+  static constexpr int64_t kSteps = 5;  // 5 * 2 planes * 2 * 12 * 128 = 30720
+  struct Weights {
+    __m256i of0, of1, of2, of3;
+    explicit Weights(const uint8_t* p) {
+      const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+      const __m256i bytes = load32(p), shifted = _mm256_srli_epi16(bytes, 4);
+      of0 = _mm256_and_si256(bytes, low);
+      of1 = _mm256_and_si256(bytes, high);
+      of2 = _mm256_and_si256(shifted, low);
+      of3 = _mm256_and_si256(shifted, high);
+    }
+  };
+  __m256i ones = _mm256_setzero_si256(), fours = ones, all = ones;
+  void add(const Weights& w, const int8_t* x) {
     ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of0, load32(x)));
     fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of1, load32(x + 32)));
     ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of2, load32(x + 64)));
     fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of3, load32(x + 96)));
   }
   void widen() {
-    const __m256i one = _mm256_set1_epi16(1);
-    all_ones = _mm256_add_epi32(all_ones, _mm256_madd_epi16(ones, one));
-    all_fours = _mm256_add_epi32(all_fours, _mm256_madd_epi16(fours, one));
+    const __m256i pairs = _mm256_add_epi16(ones, _mm256_srai_epi16(fours, 2));
+    all = _mm256_add_epi32(all, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     ones = fours = _mm256_setzero_si256();
   }
-  int32_t total() const { return sum_lanes_i32(_mm256_add_epi32(all_ones, _mm256_srai_epi32(all_fours, 2))); }
 };
 
-template <int kRows>
-void multiply_2(const uint8_t* row, const int8_t* x, int64_t cols, int32_t* sums) {
-  constexpr int64_t kCodes = 4 * kStep, kSteps = 5;
-  const int64_t stride = (cols + 127) / 128 * 128 + 32, whole = cols / kCodes;
-  Sum2 first, second;
-  const auto add = [&](const uint8_t* bytes, int64_t step) {
-    const Planes2 w(bytes);
-    first.add(w, x + step * kCodes);
-    if (kRows == 2) second.add(w, x + stride + step * kCodes);
+// Signed bytes on both sides: their products need 16 bits before they are added, and 32 then.
+template <>
+struct Sum<8> {
+  static constexpr int64_t kSteps = 4;
+  static __m256i widened(const void* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  struct Weights {
+    __m256i low, high;
+    explicit Weights(const uint8_t* p) : low(widened(p)), high(widened(p + 16)) {}
   };
-  const auto widen = [&] {
-    first.widen();
-    if (kRows == 2) second.widen();
-  };
-  int64_t step = 0;
-  for (; step + kSteps <= whole; step += kSteps) {
+  __m256i all = _mm256_setzero_si256();
+  void add(const Weights& w, const int8_t* x) {
+    all = _mm256_add_epi32(all, _mm256_madd_epi16(w.low, widened(x)));
+    all = _mm256_add_epi32(all, _mm256_madd_epi16(w.high, widened(x + 16)));
+  }
+  void widen() {}
+};
+
+// Sums of kOutputs rows of weights with kRows rows of activations, nested for the reason that Lanes gives.
+template <int bits, int kOutputs, int kRows>
+struct Sums {
+  Sum<bits> of0, of1;  // of two rows of activations; the second may be idle
+  Sums<bits, kOutputs - 1, kRows> rest;
+  void add(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t x_stride) {
+    const typename Sum<bits>::Weights codes(w);
+    of0.add(codes, x);
+    if (kRows == 2) of1.add(codes, x + x_stride);
+    rest.add(w + w_stride, w_stride, x, x_stride);
+  }
+  void widen() {
+    of0.widen();
+    if (kRows == 2) of1.widen();
+    rest.widen();
+  }
+  void store(int32_t* sums) const {
+    sums[0] = sum_lanes_i32(of0.all);
+    if (kRows == 2) sums[1] = sum_lanes_i32(of1.all);
+    rest.store(sums + kRows);
+  }
+};
+template <int bits, int kRows>
+struct Sums<bits, 0, kRows> {
+  void add(const uint8_t*, int64_t, const int8_t*, int64_t) {}
+  void widen() {}
+  void store(int32_t*) const {}
+};
+
+// kOutputs rows of weights together: they share the loads of the activations.
+template <int bits, int kOutputs, int kRows>
+void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t cols, int32_t* sums) {
+  constexpr int64_t kCodes = kStep * 8 / bits, kSteps = Sum<bits>::kSteps;
+  const int64_t x_stride = (cols + 127) / 128 * 128 + 32, whole = cols / kCodes;
+  // Memory is asked for in its own order, what the next rows need while these are multiplied.
+  const uint8_t* const ahead = w + (kOutputs * w_stride > kAhead ? kOutputs * w_stride : kAhead);
+  Sums<bits, kOutputs, kRows> all;
+  for (int64_t step = 0; step < whole; step += kSteps) {
+    const int64_t end = whole < step + kSteps ? whole : step + kSteps;
 #pragma GCC unroll 1
-    for (int64_t i = 0; i < kSteps; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(row + (step + i) * kStep) + kAhead, _MM_HINT_T0);
-      add(row + (step + i) * kStep, step + i);
+    for (int64_t i = step; i < end; ++i) {
+      for (int64_t line = 0; line < kOutputs * kStep; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + i * kOutputs * kStep + line), _MM_HINT_T0);
+      all.add(w + i * kStep, w_stride, x + i * kCodes, x_stride);
     }
-    widen();
+    all.widen();
   }
-  for (; step < whole; ++step) add(row + step * kStep, step);
-  widen();
-  if (step * kCodes < cols) {
-    uint8_t last[kStep] = {};
-    copy(last, row + step * kStep, (cols - step * kCodes + 3) / 4);
-    add(last, step);
-    widen();
+  if (whole * kCodes < cols) {
+    uint8_t last[kOutputs * kStep] = {};
+    for (int64_t o = 0; o < kOutputs; ++o)
+      copy(last + o * kStep, w + o * w_stride + whole * kStep, ((cols - whole * kCodes) * bits + 7) / 8);
+    all.add(last, kStep, x + whole * kCodes, x_stride);
+    all.widen();
   }
-  sums[0] = first.total();
-  if (kRows == 2) sums[1] = second.total();
+  all.store(sums);
 }
 
 template <int bits, int kRows>
 void multiply_all(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* x, int64_t cols, int32_t* sums) {
-  // What the offset of the codes adds to a sum.
-  int32_t excess[kRows] = {};
-  for (int64_t r = 0; bits != 8 && r < kRows; ++r) {
-    copy(&excess[r], x + r * ((cols + 127) / 128 * 128 + 32) + padded<bits>(cols), sizeof excess[r]);
-    excess[r] *= 1 << (bits - 1);
-  }
-  for (int64_t o = 0; o < outputs; ++o, w += w_stride, sums += kRows) {
-    if (bits == 2) multiply_2<kRows>(w, x, cols, sums);
-    else multiply_row<bits == 2 ? 8 : bits, kRows>(w, x, cols, sums);
-    for (int64_t r = 0; r < kRows; ++r) sums[r] -= excess[r];
+  constexpr int kTogether = kRows == 1 ? 4 : 2;
+  int64_t o = 0;
+  for (; o + kTogether <= outputs; o += kTogether)
+    multiply_rows<bits, kTogether, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows);
+  for (; o < outputs; ++o) multiply_rows<bits, 1, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows);
+  for (int64_t r = 0; bits != 8 && r < kRows; ++r) {  // what the offset of the codes adds to a sum
+    int32_t total;
+    copy(&total, x + r * ((cols + 127) / 128 * 128 + 32) + padded<bits>(cols), sizeof total);
+    for (int64_t i = 0; i < outputs; ++i) sums[i * kRows + r] -= total * (1 << (bits - 1));
   }
 }
 

@@ -50,9 +50,10 @@ const ChannelKernel* find_channel_kernel(DType type, Isa isa);  // nullptr: no c
 // GGUF's Q8_0 with a scale of 32 bits.
 constexpr int64_t kCodeBlock = 32;
 struct CodedRow {
-  const int8_t* codes;  // [cols]
-  const float* scales;  // [cols / kCodeBlock]; NaN for a block that held NaN or infinity, whose codes are 0
-  const float* sums;    // [cols / kCodeBlock]: scale * the sum of the block's codes
+  const int8_t* codes;     // [cols]
+  const float* scales;     // [cols / kCodeBlock]; NaN for a block that held NaN or infinity, whose codes are 0
+  const float* sums;       // [cols / kCodeBlock]: scale * the sum of the block's codes
+  const float* half_sums;  // [cols / 16]: the same of 16 codes
 };
 
 // Products of one stored row of blocks (Q2_0, Q4_0, Q8_0, Q6_K) with such a row of activations: codes meet codes, in
@@ -166,8 +167,13 @@ struct VectorKernels {
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
-  void (*scores)(const float* q, const FloatRows& k, float scale, float* out);  // out[j] = scale * q . k[j]
-  void (*mix)(const float* weights, const FloatRows& v, bool add, float* out);  // out[cols] (+)= sum weights[j] * v[j]
+  // For heads h that share keys or values: out[h * out_stride + j] = scale * q[h * q_stride ..] . k[j], and
+  // out[h * out_stride + i] (+)= sum over j of weights[h * weight_stride + j] * v[j][i]. What comes out for a head does
+  // not depend on the others.
+  void (*scores)(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
+                 int64_t out_stride);
+  void (*mix)(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
+              int64_t out_stride);
 };
 const VectorKernels& vector_kernels(Isa isa);
 

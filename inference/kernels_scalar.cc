@@ -122,17 +122,22 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum;
 }
 
-void scores(const float* q, const FloatRows& k, float scale, float* out) {
-  for (int64_t j = 0; j < k.count; ++j) out[j] = scale * static_cast<float>(dot(q, k.data + j * k.stride, k.cols));
+void scores(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
+            int64_t out_stride) {
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t j = 0; j < k.count; ++j)
+      out[h * out_stride + j] = scale * static_cast<float>(dot(q + h * q_stride, k.data + j * k.stride, k.cols));
 }
 
-void mix(const float* weights, const FloatRows& v, bool add, float* out) {
-  for (int64_t i = 0; i < v.cols; ++i) {
-    double sum = add ? static_cast<double>(out[i]) : 0.0;
-    for (int64_t j = 0; j < v.count; ++j)
-      sum += static_cast<double>(weights[j]) * static_cast<double>(v.data[j * v.stride + i]);
-    out[i] = static_cast<float>(sum);
-  }
+void mix(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
+         int64_t out_stride) {
+  for (int64_t h = 0; h < heads; ++h, weights += weight_stride, out += out_stride)
+    for (int64_t i = 0; i < v.cols; ++i) {
+      double sum = add ? static_cast<double>(out[i]) : 0.0;
+      for (int64_t j = 0; j < v.count; ++j)
+        sum += static_cast<double>(weights[j]) * static_cast<double>(v.data[j * v.stride + i]);
+      out[i] = static_cast<float>(sum);
+    }
 }
 
 template <DType type>

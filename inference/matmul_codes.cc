@@ -117,7 +117,7 @@ void MatmulInput::pack_codes(Isa isa, ThreadPool& pool) {
 void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
   if (kernel.arrange != nullptr) arrange(kernel.arrange);
   const CodedRow x = {kernel.arrange != nullptr ? arranged_.data() : codes_.data(), block_scales_.data(),
-                      block_sums_.data()};
+                      block_sums_.data(), half_sums_.data()};
   pool.parallel_for(w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()),
                     [&](int64_t begin, int64_t end, int) {
                       const size_t stride = row_bytes(w.dtype, w.cols);

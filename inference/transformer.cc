@@ -224,25 +224,27 @@ struct Transformer::Pass {
       room = std::max(room, g.count * group * attention_span(position_of(g), g.count, window));
     const int64_t decoded = kAttentionBlock * layer.head_dim, scratch = decoded + (room + 15) / 16 * 16;
     float* attention = grown(ws.attention, scratch * pool.size());
-    // All heads that share keys, unless that leaves a thread without work.
+    // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be.
     const auto count = static_cast<int64_t>(ws.groups.size());
-    const int64_t together = count * layer.kv_heads < pool.size() ? 1 : group, parts = c.heads / together;
-    const int64_t work = room / group * together * layer.head_dim;
+    const int64_t wanted = (pool.size() + count * layer.kv_heads - 1) / (count * layer.kv_heads);
+    const int64_t together = (group + wanted - 1) / wanted, split = (group + together - 1) / together;
+    const int64_t parts = layer.kv_heads * split, work = room / group * together * layer.head_dim;
     pool.parallel_for(count * parts, std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, work)),
                       [&](int64_t begin, int64_t end, int worker) {
                         for (int64_t i = begin; i < end; ++i) {
                           const RowGroup& g = ws.groups[static_cast<size_t>(i / parts)];
                           const BatchRow& row = ws.rows[static_cast<size_t>(g.first)];
-                          const int64_t head = i % parts * together;
+                          const int64_t part = i % parts, first = part % split * together;
+                          const int64_t head = part / split * group + first;
                           AttentionHeads a;
                           a.q = ws.q.data() + g.first * width + head * layer.head_dim;
                           a.rows = g.count;
                           a.q_stride = width;
-                          a.heads = together;
+                          a.heads = std::min(together, group - first);
                           a.head_dim = layer.head_dim;
                           a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
                           a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
-                          a.kv_head = head / group;
+                          a.kv_head = part / split;
                           a.position = row.position;
                           a.window = window;
                           a.scale = static_cast<float>(c.attention_scale);

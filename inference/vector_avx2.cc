@@ -181,71 +181,123 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum_lanes(sum);
 }
 
-// ---- Attention
+// ---- Attention: two heads at a time share the loads of the keys or values, and have the eight chains of fused
+// multiply-adds that hide their latency. In which order a sum is taken depends on the number of its terms alone.
 
-// Four dot products at a time share the loads of q.
-__m128 scores_of_four(const float* q, const float* k, int64_t stride, int64_t n) {
-  const float *k1 = k + stride, *k2 = k1 + stride, *k3 = k2 + stride;
+// Products of n rows of q with four rows of k, lane by lane; nested for the reason that Lanes gives.
+template <int n>
+struct ScoreSums {
   __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-  for (int64_t i = 0; i < n; i += 8) {
-    const int64_t left = n - i;
-    const auto eight = [i, left](const float* p) {
-      return left >= 8 ? _mm256_loadu_ps(p + i) : load_first(p + i, left);
-    };
-    const __m256 x = eight(q);
-    sum0 = _mm256_fmadd_ps(x, eight(k), sum0);
-    sum1 = _mm256_fmadd_ps(x, eight(k1), sum1);
-    sum2 = _mm256_fmadd_ps(x, eight(k2), sum2);
-    sum3 = _mm256_fmadd_ps(x, eight(k3), sum3);
+  ScoreSums<n - 1> rest;
+
+  template <class Load>
+  void add(const Load& load, const float* q, int64_t q_stride, __m256 k0, __m256 k1, __m256 k2, __m256 k3) {
+    const __m256 x = load(q);
+    sum0 = _mm256_fmadd_ps(x, k0, sum0);
+    sum1 = _mm256_fmadd_ps(x, k1, sum1);
+    sum2 = _mm256_fmadd_ps(x, k2, sum2);
+    sum3 = _mm256_fmadd_ps(x, k3, sum3);
+    rest.add(load, q + q_stride, q_stride, k0, k1, k2, k3);
   }
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum0, sum1), _mm256_hadd_ps(sum2, sum3));
-  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+  void store(__m128 scale, int64_t count, float* out, int64_t out_stride) const {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum0, sum1), _mm256_hadd_ps(sum2, sum3));
+    const __m128 four = _mm_mul_ps(_mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)), scale);
+    if (count == 4) _mm_storeu_ps(out, four);
+    else _mm_maskstore_ps(out, _mm256_castsi256_si128(first_lanes(count)), four);
+    rest.store(scale, count, out + out_stride, out_stride);
+  }
+};
+template <>
+struct ScoreSums<0> {
+  template <class Load>
+  void add(const Load&, const float*, int64_t, __m256, __m256, __m256, __m256) {}
+  void store(__m128, int64_t, float*, int64_t) const {}
+};
+
+template <int kHeads>
+void scores_of(const float* q, int64_t q_stride, const FloatRows& k, float scale, float* out, int64_t out_stride) {
+  for (int64_t j = 0; j < k.count; j += 4) {
+    const int64_t count = k.count - j < 4 ? k.count - j : 4;
+    const float* rows[4];  // the last again for those that are not there
+    for (int64_t r = 0; r < 4; ++r) rows[r] = k.data + (r < count ? j + r : j + count - 1) * k.stride;
+    ScoreSums<kHeads> sums;
+    int64_t i = 0;
+    const auto whole = [&i](const float* p) { return _mm256_loadu_ps(p + i); };
+    for (; i + 8 <= k.cols; i += 8)
+      sums.add(whole, q, q_stride, whole(rows[0]), whole(rows[1]), whole(rows[2]), whole(rows[3]));
+    const auto part = [&i, &k](const float* p) { return load_first(p + i, k.cols - i); };
+    if (i < k.cols) sums.add(part, q, q_stride, part(rows[0]), part(rows[1]), part(rows[2]), part(rows[3]));
+    sums.store(_mm_set1_ps(scale), count, out + j, out_stride);
+  }
 }
 
-float score_of_one(const float* q, const float* k, int64_t n) {
-  __m256 sum = _mm256_setzero_ps();
-  for (int64_t i = 0; i < n; i += 8) {
-    const bool whole = i + 8 <= n;
-    sum = whole ? _mm256_fmadd_ps(_mm256_loadu_ps(q + i), _mm256_loadu_ps(k + i), sum)
-                : _mm256_fmadd_ps(load_first(q + i, n - i), load_first(k + i, n - i), sum);
-  }
-  return sum_lanes(sum);
+void scores(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
+            int64_t out_stride) {
+  for (; heads >= 2; heads -= 2, q += 2 * q_stride, out += 2 * out_stride)
+    scores_of<2>(q, q_stride, k, scale, out, out_stride);
+  if (heads > 0) scores_of<1>(q, q_stride, k, scale, out, out_stride);
 }
 
-void scores(const float* q, const FloatRows& k, float scale, float* out) {
-  int64_t j = 0;
-  for (; j + 4 <= k.count; j += 4) {
-    const __m128 four = scores_of_four(q, k.data + j * k.stride, k.stride, k.cols);
-    _mm_storeu_ps(out + j, _mm_mul_ps(four, _mm_set1_ps(scale)));
-  }
-  for (; j < k.count; ++j) out[j] = score_of_one(q, k.data + j * k.stride, k.cols) * scale;
-}
+// Columns i .. i + 8 * kVectors of n heads.
+template <int n, int kVectors>
+struct MixSums {
+  Lanes<kVectors> sum;
+  MixSums<n - 1, kVectors> rest;
 
-// Columns i .. i + 8 * kVectors; even and odd positions in chains of their own.
+  void load(const float* out, int64_t stride) {
+    sum.load(out);
+    rest.load(out + stride, stride);
+  }
+  void add(const float* weight, int64_t weight_stride, const Lanes<kVectors>& v) {
+    sum.add_product(_mm256_broadcast_ss(weight), v);
+    rest.add(weight + weight_stride, weight_stride, v);
+  }
+  void store(float* out, int64_t stride) const {
+    sum.store(out);
+    rest.store(out + stride, stride);
+  }
+};
 template <int kVectors>
-void mix_columns(const float* weights, const FloatRows& rows, int64_t i, bool add, float* out) {
-  Lanes<kVectors> even, odd;
-  if (add) even.load(out + i);
+struct MixSums<0, kVectors> {
+  void load(const float*, int64_t) {}
+  void add(const float*, int64_t, const Lanes<kVectors>&) {}
+  void store(float*, int64_t) const {}
+};
+
+template <int kHeads, int kVectors>
+void mix_columns(const float* weights, int64_t weight_stride, const FloatRows& rows, bool add, float* out,
+                 int64_t out_stride, int64_t i) {
+  MixSums<kHeads, kVectors> sums;
+  if (add) sums.load(out + i, out_stride);
   const float* v = rows.data + i;
-  int64_t j = 0;
-  for (; j + 2 <= rows.count; j += 2, v += 2 * rows.stride) {
-    even.add_product(_mm256_broadcast_ss(weights + j), v);
-    odd.add_product(_mm256_broadcast_ss(weights + j + 1), v + rows.stride);
+  for (int64_t j = 0; j < rows.count; ++j, v += rows.stride) {
+    Lanes<kVectors> values;
+    values.load(v);
+    sums.add(weights + j, weight_stride, values);
   }
-  if (j < rows.count) even.add_product(_mm256_broadcast_ss(weights + j), v);
-  even.add(odd);
-  even.store(out + i);
+  sums.store(out + i, out_stride);
 }
 
-void mix(const float* weights, const FloatRows& v, bool add, float* out) {
+template <int kHeads>
+void mix_heads(const float* weights, int64_t weight_stride, const FloatRows& v, bool add, float* out,
+               int64_t out_stride) {
   int64_t i = 0;
-  for (; i + 32 <= v.cols; i += 32) mix_columns<4>(weights, v, i, add, out);
-  for (; i + 8 <= v.cols; i += 8) mix_columns<1>(weights, v, i, add, out);
-  for (; i < v.cols; ++i) {
-    float sum = add ? out[i] : 0.0f;
-    for (int64_t j = 0; j < v.count; ++j) sum += weights[j] * v.data[j * v.stride + i];
-    out[i] = sum;
-  }
+  for (; i + 32 <= v.cols; i += 32) mix_columns<kHeads, 4>(weights, weight_stride, v, add, out, out_stride, i);
+  for (; i + 8 <= v.cols; i += 8) mix_columns<kHeads, 1>(weights, weight_stride, v, add, out, out_stride, i);
+  for (; i < v.cols; ++i)
+    for (int64_t h = 0; h < kHeads; ++h) {
+      float sum = add ? out[h * out_stride + i] : 0.0f;
+      for (int64_t j = 0; j < v.count; ++j)
+        sum = __builtin_fmaf(weights[h * weight_stride + j], v.data[j * v.stride + i], sum);
+      out[h * out_stride + i] = sum;
+    }
+}
+
+void mix(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
+         int64_t out_stride) {
+  for (; heads >= 2; heads -= 2, weights += 2 * weight_stride, out += 2 * out_stride)
+    mix_heads<2>(weights, weight_stride, v, add, out, out_stride);
+  if (heads > 0) mix_heads<1>(weights, weight_stride, v, add, out, out_stride);
 }
 
 }  // namespace

@@ -146,44 +146,80 @@ TEST_P(VectorKernelsTest, KlLeavesOutWhatASavedBaseCannotHold) {
   EXPECT_NEAR(ops_->kl(base_within, 0.0f, x, 0.0f, 2), std::exp(-15.0) * 85, 1e-9);
 }
 
+// One head by the formula: softmax(scale * q k^T) v.
+std::vector<double> attention_by_formula(const float* q, const std::vector<float>& k, const std::vector<float>& v,
+                                         int64_t stride, int64_t count, int64_t head_dim, float scale) {
+  std::vector<double> p(static_cast<size_t>(count)), out(static_cast<size_t>(head_dim), 0.0);
+  double total = 0.0;
+  for (int64_t j = 0; j < count; ++j) {
+    double s = 0.0;
+    for (int64_t i = 0; i < head_dim; ++i)
+      s += static_cast<double>(q[i]) * static_cast<double>(k[static_cast<size_t>(j * stride + i)]);
+    total += p[static_cast<size_t>(j)] = std::exp(s * static_cast<double>(scale));
+  }
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t i = 0; i < head_dim; ++i)
+      out[static_cast<size_t>(i)] +=
+          p[static_cast<size_t>(j)] / total * static_cast<double>(v[static_cast<size_t>(j * stride + i)]);
+  return out;
+}
+
 TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
   Random random(9);
-  for (const int64_t head_dim : {1, 2, 6, 8, 12, 16, 32, 36, 40, 64, 128, 256}) {
-    for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 31, 100}) {
-      const int64_t stride = head_dim * 2 + 3;
-      const std::vector<float> q = random.floats(head_dim), k = random.floats(count * stride),
-                               v = random.floats(count * stride);
-      std::vector<float> scores(static_cast<size_t>(count) + 1, 7.0f), out(static_cast<size_t>(head_dim) + 1, 7.0f);
-      const float scale = 0.7f;
-      ops_->scores(q.data(), {k.data(), stride, count, head_dim}, scale, scores.data());
-      ops_->softmax(scores.data(), count);
-      ops_->mix(scores.data(), {v.data(), stride, count, head_dim}, false, out.data());
-      EXPECT_EQ(scores.back(), 7.0f);
-      EXPECT_EQ(out.back(), 7.0f);
-      std::vector<double> p(static_cast<size_t>(count)), expected(static_cast<size_t>(head_dim), 0.0);
-      double total = 0.0;
-      for (int64_t j = 0; j < count; ++j) {
-        double s = 0.0;
-        for (int64_t i = 0; i < head_dim; ++i)
-          s += static_cast<double>(q[static_cast<size_t>(i)]) *
-               static_cast<double>(k[static_cast<size_t>(j * stride + i)]);
-        total += p[static_cast<size_t>(j)] = std::exp(s * static_cast<double>(scale));
+  const float scale = 0.7f;
+  for (const int64_t head_dim : {1, 2, 6, 8, 12, 16, 32, 36, 40, 64, 128, 256})
+    for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 31, 100})
+      for (const int64_t heads : {1, 2, 3, 8}) {
+        const int64_t stride = head_dim * 2 + 3, q_stride = head_dim + 5, row = count + 2;
+        const std::vector<float> q = random.floats(heads * q_stride), k = random.floats(count * stride),
+                                 v = random.floats(count * stride);
+        std::vector<float> scores(static_cast<size_t>(heads * row), 7.0f),
+            out(static_cast<size_t>(heads * q_stride), 7.0f);
+        ops_->scores(q.data(), q_stride, heads, {k.data(), stride, count, head_dim}, scale, scores.data(), row);
+        for (int64_t h = 0; h < heads; ++h) {
+          ops_->softmax(scores.data() + h * row, count);
+          ASSERT_EQ(scores[static_cast<size_t>(h * row + count)], 7.0f);  // nothing behind a head's is touched
+        }
+        for (const bool add : {false, true}) {
+          ops_->mix(scores.data(), row, heads, {v.data(), stride, count, head_dim}, add, out.data(), q_stride);
+          // Scores are sums of head_dim products of at most 1, their error is the exponential's relative error; then
+          // sums of count.
+          const double factor = add ? 2 : 1;
+          const double bound =
+              factor * kEps * (0.25 * static_cast<double>(head_dim) + 0.5 * static_cast<double>(count) + 8);
+          for (int64_t h = 0; h < heads; ++h) {
+            const std::vector<double> expected =
+                attention_by_formula(q.data() + h * q_stride, k, v, stride, count, head_dim, scale);
+            for (int64_t i = 0; i < head_dim; ++i)
+              ASSERT_NEAR(out[static_cast<size_t>(h * q_stride + i)], factor * expected[static_cast<size_t>(i)], bound)
+                  << head_dim << " x " << count << ", head " << h << " of " << heads;
+            ASSERT_EQ(out[static_cast<size_t>(h * q_stride + head_dim)], 7.0f);
+          }
+        }
       }
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t i = 0; i < head_dim; ++i)
-          expected[static_cast<size_t>(i)] +=
-              p[static_cast<size_t>(j)] / total * static_cast<double>(v[static_cast<size_t>(j * stride + i)]);
-      // Scores are sums of head_dim products of at most 1, their error is the exponential's relative error; then sums
-      // of count.
-      const double bound = kEps * (0.25 * static_cast<double>(head_dim) + 0.5 * static_cast<double>(count) + 8);
-      for (int64_t i = 0; i < head_dim; ++i)
-        ASSERT_NEAR(out[static_cast<size_t>(i)], expected[static_cast<size_t>(i)], bound) << head_dim << " x " << count;
-      ops_->mix(scores.data(), {v.data(), stride, count, head_dim}, true, out.data());
-      for (int64_t i = 0; i < head_dim; ++i)
-        ASSERT_NEAR(out[static_cast<size_t>(i)], 2 * expected[static_cast<size_t>(i)], 2 * bound) << "added";
-      EXPECT_EQ(out.back(), 7.0f);
+}
+
+// To the bit: a head among others, and a position among others.
+TEST_P(VectorKernelsTest, AHeadDoesNotDependOnItsCompany) {
+  Random random(10);
+  for (const int64_t head_dim : {6, 36, 64})
+    for (const int64_t count : {1, 3, 4, 17}) {
+      const int64_t heads = 5;
+      const std::vector<float> q = random.floats(heads * head_dim), k = random.floats(count * head_dim);
+      const FloatRows rows = {k.data(), head_dim, count, head_dim};
+      std::vector<float> together(static_cast<size_t>(heads * count)), alone(together.size());
+      ops_->scores(q.data(), head_dim, heads, rows, 0.3f, together.data(), count);
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t j = 0; j < count; ++j)
+          ops_->scores(q.data() + h * head_dim, head_dim, 1, {k.data() + j * head_dim, head_dim, 1, head_dim}, 0.3f,
+                       alone.data() + h * count + j, count);
+      EXPECT_EQ(together, alone) << head_dim << " x " << count;
+      std::vector<float> mixed(static_cast<size_t>(heads * head_dim)), one(mixed.size());
+      ops_->mix(together.data(), count, heads, rows, false, mixed.data(), head_dim);
+      for (int64_t h = 0; h < heads; ++h)
+        ops_->mix(together.data() + h * count, count, 1, rows, false, one.data() + h * head_dim, head_dim);
+      EXPECT_EQ(mixed, one) << head_dim << " x " << count;
     }
-  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, VectorKernelsTest, testing::Values(Isa::scalar, Isa::avx2),
