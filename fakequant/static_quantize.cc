@@ -9,6 +9,8 @@ namespace qat {
 torch::Tensor static_quantize(const torch::Tensor& x, const torch::Tensor& log_scale, int bits) {
   if (!log_scale.defined() || x.numel() == 0) return x;
   QAT_CHECK(log_scale.numel() == 1);
+  if (x.scalar_type() == torch::kFloat64)
+    return static_quantize(x.to(torch::kFloat32), log_scale, bits).to(torch::kFloat64);
   return lsq_quantize(x, log_scale, bits, {lsq_factor(x.size(-1), bits), /*pass_clipped=*/false});
 }
 

@@ -47,9 +47,13 @@ class MobileTrainer : public Trainer {
       for (const qat::Trained& t : model.trained()) list.push_back(t.tensor);
       return list;
     }
-    torch::Tensor logits(const torch::Tensor& ids) const {
+    // type: of weights, activations and sums, between the grids.
+    torch::Tensor logits(const torch::Tensor& ids, torch::ScalarType type = torch::kFloat32) const {
       const torch::NoGradGuard no_grad;
-      const ForwardWeights weights = model.forward_weights();
+      ForwardWeights weights = model.forward_weights();
+      for (torch::Tensor& t : weights.global.all()) t = t.defined() ? t.to(type) : t;
+      for (TensorsByRole& layer : weights.layers)
+        for (torch::Tensor& t : layer.all()) t = t.defined() ? t.to(type) : t;
       const Positions positions = make_positions(model.config(), ids.size(1), torch::kCPU);
       const torch::Tensor hidden = forward_hidden(model.config(), weights, positions, ids);
       return soften_logits(torch::matmul(hidden, weights.head().t()), model.config().softcap);
@@ -148,10 +152,11 @@ TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputed) {
   EXPECT_LE(error.gt(1e-4).sum().item<int64_t>(), length / 10);
 }
 
-// The same on a real model and text, as distributions. How many tops flip is the luck of the weights: float32 sums in
-// another order take some ties of the static grids the other way. Of three seeds, each with norms in tensor operations
-// and in loops: 100, 99.0, 98.8 % and 99.2, 98.6, 99.8 %, mean KLD 3e-6 to 5e-5 (transformers' float32 agrees with its
-// own float64 at 98.8 % to 99.8 % of such tokens).
+// The same on a real model and text, as distributions, which is where activations on static grids are judged: a float32
+// sum in another order takes some ties the other way, and from there a token goes its own way. So the trainer's
+// function is held to the engine's in float64, where no tie is left to luck; in float32, as it trains, 98.6 to 100 % of
+// the top tokens are the same, over seeds (transformers' float32 agrees with its own float64 at 98.8 to 99.8 % of such
+// tokens).
 TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputedOfARealModel) {
   QAT_NEED_SHARED("checkpoints");
   Recipe r = mobile("run");
@@ -168,19 +173,22 @@ TEST_F(MobileTrainer, TheEngineComputesWhatTheTrainerComputedOfARealModel) {
   tokens.resize(512);
   torch::Tensor ids = torch::empty({1, 512}, torch::kInt64);
   std::copy(tokens.begin(), tokens.end(), ids.data_ptr<int64_t>());
-  const torch::Tensor expected = trained.logits(ids)[0].log_softmax(-1);
   EngineOptions options;
   options.reference = true;
   Engine engine(load_weights(r.out + "/quantized"), options);
   KvCache cache(engine, 512);
-  torch::Tensor logits = torch::empty_like(expected);
+  torch::Tensor logits = torch::empty({512, trained.model.config().vocab});
   engine.forward(tokens, cache, 0, logits.data_ptr<float>());
-  const torch::Tensor actual = logits.log_softmax(-1);
-  const double divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item<double>();
-  const double same = expected.argmax(-1).eq(actual.argmax(-1)).to(torch::kFloat64).mean().item<double>();
-  std::printf("512 tokens: same top token %.2f %%, mean KLD %.2e\n", 100.0 * same, divergence);
-  EXPECT_LE(divergence, 1e-4);
-  EXPECT_GE(same, 0.98);
+  const torch::Tensor actual = logits.to(torch::kFloat64).log_softmax(-1);
+  for (const auto& [type, least_same] : {std::pair(torch::kFloat64, 0.995), std::pair(torch::kFloat32, 0.98)}) {
+    const torch::Tensor expected = trained.logits(ids, type)[0].to(torch::kFloat64).log_softmax(-1);
+    const double divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item<double>();
+    const double same = expected.argmax(-1).eq(actual.argmax(-1)).to(torch::kFloat64).mean().item<double>();
+    std::printf("trainer in %s, 512 tokens: same top token %.2f %%, mean KLD %.2e\n", c10::toString(type), 100.0 * same,
+                divergence);
+    EXPECT_LE(divergence, 1e-4);
+    EXPECT_GE(same, least_same);
+  }
 }
 
 TEST_F(MobileTrainer, GradientCheckpointingChangesOnlyRoundings) {
