@@ -8,91 +8,96 @@
 namespace qat {
 namespace {
 
-std::vector<RowKernel> gather_row_kernels() {
-  std::vector<RowKernel> table(kScalarRowKernels, kScalarRowKernels + kRunnableTypes);
+// Slowest first, as built_isas() has them.
+std::vector<IsaKernels> gather() {
+  std::vector<IsaKernels> all;
+  all.push_back({Isa::scalar, kScalarRowKernels, kScalarChannelKernels, &kScalarVectorKernels, nullptr, nullptr,
+                 nullptr, nullptr});
+  all.push_back(kPortableKernels);
 #if defined(__x86_64__)
-  table.insert(table.end(), kAvx2RowKernels, kAvx2RowKernels + kRunnableTypes);
+  all.push_back({Isa::avx2, kAvx2RowKernels, kAvx2ChannelKernels, &kAvx2VectorKernels, kAvx2BlockKernels,
+                 kAvx2CodePanelKernels, &kAvx2CodeKernels, &kAvx2PanelKernel});
+#elif defined(__aarch64__)
+  all.push_back(kNeonKernels);
+  IsaKernels i8mm = kNeonKernels;
+  i8mm.isa = Isa::i8mm;
+  i8mm.code_panels = kI8mmCodePanelKernels;
+  all.push_back(i8mm);
 #endif
-  return table;
+  return all;
 }
 
-std::vector<ChannelKernel> gather_channel_kernels() {
-  std::vector<ChannelKernel> table(kScalarChannelKernels, kScalarChannelKernels + kChannelTypes);
-#if defined(__x86_64__)
-  table.insert(table.end(), kAvx2ChannelKernels, kAvx2ChannelKernels + kChannelTypes);
-#endif
-  return table;
+const std::vector<IsaKernels>& all_kernels() {
+  static const std::vector<IsaKernels> all = gather();
+  return all;
+}
+
+const IsaKernels& kernels_of(Isa isa) {
+  for (const IsaKernels& kernels : all_kernels())
+    if (kernels.isa == isa) return kernels;
+  QAT_CHECK(!"an instruction set of this build");
+  return all_kernels().front();
 }
 
 template <class Kernel>
-const Kernel* find(Span<const Kernel> table, DType type, Isa isa) {
-  for (const Kernel& kernel : table)
-    if (kernel.type == type && kernel.isa == isa) return &kernel;
+const Kernel* find(const Kernel* kernels, int count, DType type) {
+  for (int i = 0; kernels != nullptr && i < count; ++i)
+    if (kernels[i].type == type) return &kernels[i];
   return nullptr;
+}
+
+// Every row of one of the tables, once.
+template <class Kernel>
+std::vector<Kernel> list(const Kernel* IsaKernels::*table, int count) {
+  std::vector<Kernel> rows;
+  for (const IsaKernels& kernels : all_kernels())
+    for (int i = 0; kernels.*table != nullptr && i < count; ++i)
+      if ((kernels.*table)[i].isa == kernels.isa) rows.push_back((kernels.*table)[i]);
+  return rows;
 }
 
 }  // namespace
 
 Span<const RowKernel> row_kernels() {
-  static const std::vector<RowKernel> table = gather_row_kernels();
+  static const std::vector<RowKernel> table = list(&IsaKernels::rows, kRunnableTypes);
   return table;
 }
 
-const RowKernel* find_row_kernel(DType type, Isa isa) { return find(row_kernels(), type, isa); }
+const RowKernel* find_row_kernel(DType type, Isa isa) { return find(kernels_of(isa).rows, kRunnableTypes, type); }
 
 bool runs_type(DType type) { return find_row_kernel(type, Isa::scalar) != nullptr; }
 
 const char* runnable_types() { return "F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K"; }
 
 Span<const ChannelKernel> channel_kernels() {
-  static const std::vector<ChannelKernel> table = gather_channel_kernels();
+  static const std::vector<ChannelKernel> table = list(&IsaKernels::channels, kChannelTypes);
   return table;
 }
 
-const ChannelKernel* find_channel_kernel(DType type, Isa isa) { return find(channel_kernels(), type, isa); }
+const ChannelKernel* find_channel_kernel(DType type, Isa isa) {
+  return find(kernels_of(isa).channels, kChannelTypes, type);
+}
 
 Span<const BlockKernel> block_kernels() {
-#if defined(__x86_64__)
-  return {kAvx2BlockKernels, kBlockTypes};
-#else
-  return {};
-#endif
+  static const std::vector<BlockKernel> table = list(&IsaKernels::blocks, kBlockTypes);
+  return table;
 }
 
-const BlockKernel* find_block_kernel(DType type, Isa isa) { return find(block_kernels(), type, isa); }
+const BlockKernel* find_block_kernel(DType type, Isa isa) { return find(kernels_of(isa).blocks, kBlockTypes, type); }
 
 Span<const CodePanelKernel> code_panel_kernels() {
-#if defined(__x86_64__)
-  return {kAvx2CodePanelKernels, kBlockTypes + kChannelTypes};
-#else
-  return {};
-#endif
+  static const std::vector<CodePanelKernel> table = list(&IsaKernels::code_panels, kBlockTypes + kChannelTypes);
+  return table;
 }
 
-const CodePanelKernel* find_code_panel_kernel(DType type, Isa isa) { return find(code_panel_kernels(), type, isa); }
-
-const CodeKernels* find_code_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) return &kAvx2CodeKernels;
-#endif
-  QAT_CHECK(isa == Isa::scalar);
-  return nullptr;
+const CodePanelKernel* find_code_panel_kernel(DType type, Isa isa) {
+  return find(kernels_of(isa).code_panels, kBlockTypes + kChannelTypes, type);
 }
 
-const PanelKernel* find_panel_kernel(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) return &kAvx2PanelKernel;
-#endif
-  QAT_CHECK(isa == Isa::scalar);
-  return nullptr;
-}
+const CodeKernels* find_code_kernels(Isa isa) { return kernels_of(isa).codes; }
 
-const VectorKernels& vector_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) return kAvx2VectorKernels;
-#endif
-  QAT_CHECK(isa == Isa::scalar);
-  return kScalarVectorKernels;
-}
+const PanelKernel* find_panel_kernel(Isa isa) { return kernels_of(isa).panel; }
+
+const VectorKernels& vector_kernels(Isa isa) { return *kernels_of(isa).vectors; }
 
 }  // namespace qat

@@ -1,5 +1,6 @@
-// What each instruction set's translation units define; kernels.cc gathers them. The AVX2 files may use no inline
-// function of any header (the linker could give its AVX2 body to everyone), hence plain arrays.
+// What each instruction set's translation units define; kernels.cc gathers them. Files that are compiled with flags of
+// their own may use no inline function of any header (the linker could give its body, which needs those flags, to
+// everyone), hence plain arrays; simd_128.h and the other *_128.h give what they define internal linkage.
 #pragma once
 
 #include "inference/kernels.h"
@@ -7,17 +8,35 @@
 namespace qat {
 
 constexpr int kRunnableTypes = 7;
-extern const RowKernel kScalarRowKernels[kRunnableTypes];
 constexpr int kChannelTypes = 3;
-extern const ChannelKernel kScalarChannelKernels[kChannelTypes];
-extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
-extern const VectorKernels kScalarVectorKernels;
-extern const RowKernel kAvx2RowKernels[kRunnableTypes];
-extern const PanelKernel kAvx2PanelKernel;
 constexpr int kBlockTypes = 4;
+
+extern const RowKernel kScalarRowKernels[kRunnableTypes];
+extern const ChannelKernel kScalarChannelKernels[kChannelTypes];
+extern const VectorKernels kScalarVectorKernels;
+
+extern const RowKernel kAvx2RowKernels[kRunnableTypes];
+extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
 extern const BlockKernel kAvx2BlockKernels[kBlockTypes];
 extern const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CodeKernels kAvx2CodeKernels;
+extern const PanelKernel kAvx2PanelKernel;
 extern const VectorKernels kAvx2VectorKernels;
+
+// All that an instruction set has, arrays as long as those above. The last five are nullptr for the reference, which
+// meets floats only. An instruction set may take over another's kernels, which then bear the other's name.
+struct IsaKernels {
+  Isa isa;
+  const RowKernel* rows;
+  const ChannelKernel* channels;
+  const VectorKernels* vectors;
+  const BlockKernel* blocks;
+  const CodePanelKernel* code_panels;
+  const CodeKernels* codes;
+  const PanelKernel* panel;
+};
+extern const IsaKernels kPortableKernels;
+extern const IsaKernels kNeonKernels;
+extern const CodePanelKernel* const kI8mmCodePanelKernels;  // the rest is NEON's
 
 }  // namespace qat

@@ -402,11 +402,17 @@ TEST(IsaSelection, TheEnvironmentForcesOne) {
   setenv("QAT_ISA", "scalar", 1);
   EXPECT_EQ(select_isa(), Isa::scalar);
   setenv("QAT_ISA", "mmx", 1);
-  expect_error([] { select_isa(); }, "QAT_ISA=mmx: expected scalar or avx2");
-  if (isa_supported(Isa::avx2)) {
-    setenv("QAT_ISA", "avx2", 1);
-    EXPECT_EQ(select_isa(), Isa::avx2);
+  expect_error([] { select_isa(); }, "QAT_ISA=mmx: expected scalar, portable");
+  for (const Isa isa : built_isas()) {
+    setenv("QAT_ISA", isa_name(isa), 1);
+    if (isa_supported(isa)) {
+      EXPECT_EQ(select_isa(), isa);
+    } else {
+      expect_error([] { select_isa(); }, "this processor does not have ");
+    }
   }
+  unsetenv("QAT_ISA");
+  EXPECT_NE(select_isa(), Isa::scalar);
   if (before == nullptr) {
     unsetenv("QAT_ISA");
   } else {

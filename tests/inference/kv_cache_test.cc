@@ -29,7 +29,7 @@ TEST_P(CacheOf, HoldsTheGridsValues) {
       cache.store(position, row.data());
       std::vector<float> expected(row.size()), actual(row.size());
       fake_quantize_channel(bits, row.data(), heads * head_dim, scale, expected.data());
-      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+      for (const Isa isa : built_isas()) {
         if (!isa_supported(isa)) continue;
         for (int64_t h = 0; h < heads; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
         EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
@@ -49,7 +49,7 @@ TEST(HalfCache, HoldsTheNearestHalfFloats) {
       cache.store(position, row.data());
       std::vector<float> expected(row.size()), actual(row.size());
       fake_quantize_rows(DType::F16, row.data(), 1, 3 * head_dim, expected.data());
-      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+      for (const Isa isa : built_isas()) {
         if (!isa_supported(isa)) continue;
         for (int64_t h = 0; h < 3; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
         EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
@@ -93,7 +93,7 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
         k.store(position, random.floats(2 * head_dim).data());
         v.store(position, random.floats(2 * head_dim).data());
       }
-      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+      for (const Isa isa : built_isas()) {
         if (!isa_supported(isa)) continue;
         for (const int64_t position : {0, 3, 15, 60}) {
           const int64_t stride = heads * head_dim + 8;  // rows are further apart than what is used of them
@@ -148,7 +148,7 @@ TEST_P(CacheOf, AttentionIsThatOverTheFloatsTheyMean) {
   for (const int64_t count : {1, 15, 16, 17, 33, 50}) {
     for (int64_t first = length - slots; first + count <= length; first += 7) {
       const std::vector<float> expected = attention(Isa::scalar, float_k, float_v, q, heads, first, count);
-      for (const Isa isa : {Isa::scalar, Isa::avx2}) {
+      for (const Isa isa : built_isas()) {
         if (!isa_supported(isa)) continue;
         const std::vector<float> coded = attention(isa, k, v, q, heads, first, count);
         const std::vector<float> floats = attention(isa, ring_k, ring_v, q, heads, first, count);

@@ -255,7 +255,7 @@ TEST_P(Matmul, CodesGiveTheSameBitsInAnyCompany) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, Matmul, testing::Values(Isa::scalar, Isa::avx2),
+INSTANTIATE_TEST_SUITE_P(Isas, Matmul, testing::ValuesIn(built_isas().begin(), built_isas().end()),
                          [](const testing::TestParamInfo<Isa>& isa) { return std::string(isa_name(isa.param)); });
 
 }  // namespace

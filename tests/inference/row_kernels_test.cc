@@ -91,10 +91,7 @@ INSTANTIATE_TEST_SUITE_P(Table, RowKernels, testing::ValuesIn(row_kernels().begi
 TEST(RowKernelTable, HasEveryTypeForEveryIsa) {
   for (const DType type : kRunnable) {
     EXPECT_TRUE(runs_type(type));
-    EXPECT_NE(find_row_kernel(type, Isa::scalar), nullptr);
-#if defined(__x86_64__)
-    EXPECT_NE(find_row_kernel(type, Isa::avx2), nullptr);
-#endif
+    for (const Isa isa : built_isas()) EXPECT_NE(find_row_kernel(type, isa), nullptr) << isa_name(isa);
     EXPECT_NE(std::string(runnable_types()).find(dtype_name(type)), std::string::npos);
   }
   EXPECT_FALSE(runs_type(DType::Q4_K));

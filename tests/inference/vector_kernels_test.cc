@@ -222,7 +222,7 @@ TEST_P(VectorKernelsTest, AHeadDoesNotDependOnItsCompany) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, VectorKernelsTest, testing::Values(Isa::scalar, Isa::avx2),
+INSTANTIATE_TEST_SUITE_P(Isas, VectorKernelsTest, testing::ValuesIn(built_isas().begin(), built_isas().end()),
                          [](const testing::TestParamInfo<Isa>& isa) { return std::string(isa_name(isa.param)); });
 
 }  // namespace
