@@ -9,6 +9,11 @@
 #include "inference/transformer.h"
 
 namespace qat {
+namespace {
+
+constexpr size_t kAhead = 4096;  // bytes
+
+}  // namespace
 
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
     : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f || bits == 16 ? bits : 0), scale_(scale) {
@@ -54,6 +59,9 @@ void CacheRows::decode(Isa isa, int64_t position, int64_t head, int64_t count, f
     // Rows that fill whole bytes lie without gaps, until the ring begins anew.
     n = head_dim_ * bits % 8 == 0 ? std::min(count, run(position)) : 1;
     const uint8_t* codes = codes_.data() + code_offset(position, head);
+    // While this block is attended to, memory brings the one after the next.
+    for (size_t line = 0; line < static_cast<size_t>(n) * head_bytes_; line += 64)
+      __builtin_prefetch(codes + kAhead + line);
     if (bits_ == 0) std::copy_n(floats(position, head), n * head_dim_, out);
     else if (bits_ == 16) find_row_kernel(DType::F16, isa)->decode(codes, n * head_dim_, out);
     else find_channel_kernel(code_type(bits_), isa)->decode(codes, n * head_dim_, scale_, out);

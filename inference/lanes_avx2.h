@@ -62,6 +62,11 @@ struct Lanes {
     _mm256_storeu_ps(p, x);
     rest.store(p + 8);
   }
+  template <class F>
+  void each(F f) {
+    x = f(x);
+    rest.each(f);
+  }
   void add(const Lanes& other) {
     x = _mm256_add_ps(x, other.x);
     rest.add(other.rest);
@@ -79,6 +84,8 @@ template <>
 struct Lanes<0> {
   void load(const float*) {}
   void store(float*) const {}
+  template <class F>
+  void each(F) {}
   void add(const Lanes&) {}
   void add_product(__m256, const Lanes&) {}
   void add_product(__m256, const float*) {}

@@ -184,6 +184,13 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
 // ---- Attention: two heads at a time share the loads of the keys or values, and have the eight chains of fused
 // multiply-adds that hide their latency. In which order a sum is taken depends on the number of its terms alone.
 
+// v stays in a register: GCC would rather load it again for each of its uses, and loads are what these loops have most
+// of.
+__m256 kept(__m256 v) {
+  asm("" : "+x"(v));
+  return v;
+}
+
 // Products of n rows of q with four rows of k, lane by lane; nested for the reason that Lanes gives.
 template <int n>
 struct ScoreSums {
@@ -222,7 +229,7 @@ void scores_of(const float* q, int64_t q_stride, const FloatRows& k, float scale
     for (int64_t r = 0; r < 4; ++r) rows[r] = k.data + (r < count ? j + r : j + count - 1) * k.stride;
     ScoreSums<kHeads> sums;
     int64_t i = 0;
-    const auto whole = [&i](const float* p) { return _mm256_loadu_ps(p + i); };
+    const auto whole = [&i](const float* p) { return kept(_mm256_loadu_ps(p + i)); };
     for (; i + 8 <= k.cols; i += 8)
       sums.add(whole, q, q_stride, whole(rows[0]), whole(rows[1]), whole(rows[2]), whole(rows[3]));
     const auto part = [&i, &k](const float* p) { return load_first(p + i, k.cols - i); };
@@ -273,6 +280,7 @@ void mix_columns(const float* weights, int64_t weight_stride, const FloatRows& r
   for (int64_t j = 0; j < rows.count; ++j, v += rows.stride) {
     Lanes<kVectors> values;
     values.load(v);
+    values.each(kept);
     sums.add(weights + j, weight_stride, values);
   }
   sums.store(out + i, out_stride);
