@@ -9,7 +9,10 @@ packages=(g++ cmake ninja-build ccache pkg-config git libeigen3-dev libcli11-dev
 training=yes user_torch_wanted=yes
 for option in "$@"; do
   case $option in
-    --tests) packages+=(libgtest-dev libgmock-dev) ;;
+    --tests)
+      packages+=(libgtest-dev libgmock-dev)
+      [ "$(uname -m)" = aarch64 ] || packages+=(googletest g++-aarch64-linux-gnu qemu-user)  # tests/arm64.sh
+      ;;
     --fuzz) packages+=(clang libclang-rt-dev) ;;
     --no-training) training=no ;;
     --debian-torch) user_torch_wanted=no ;;

@@ -4,8 +4,8 @@
 // Four columns of four rows of activations make a vector, and four columns of a row of weights meet each of its lanes.
 // Sums are exact in 32 bits: at most 512 columns * 128 * 128 before they are added up. Three ways to get there:
 //   i8mm      smmla multiplies eight columns of two rows of activations with those of two of weights;
-//   dotprod   sdot multiplies the vector with one lane of 16 columns of weights;
-//   portable  bytes are widened to 16 bits, those of weights once, as they are unpacked.
+//   dotprod   sdot multiplies the vector with one lane of 16 columns of weights (ARM without it: four instructions);
+//   others    bytes are widened to 16 bits, those of weights once, as they are unpacked.
 #pragma once
 
 #include "inference/codes_128.h"
@@ -243,7 +243,12 @@ inline void add_sums(const CodeTile<n>& tile, int32_t* sums, int64_t stride) {
 
 // ---- Four rows of weights with as many of the panel at a time as fit the registers
 
-constexpr int64_t kMostRows = 4 * kMostVectors;
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int kTileVectors = 4;
+#else
+constexpr int kTileVectors = 2;
+#endif
+constexpr int64_t kTileRows = 4 * kTileVectors;
 
 template <int kGroup>
 void multiply_block_panel(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
@@ -251,8 +256,8 @@ void multiply_block_panel(const CodePanel& x, int64_t cols, const uint8_t* codes
   auto* out = static_cast<float*>(sums);
   for (int64_t o = 0; o < outputs; o += 4, codes += 4 * kRowBytes, scales += 4 * kScales, out += 4 * stride) {
     int64_t r = 0;
-    for (; r + kMostRows <= x.width; r += kMostRows)
-      multiply_groups<kMostVectors, kGroup>(x, r, cols, codes, scales, out + r, stride);
+    for (; r + kTileRows <= x.width; r += kTileRows)
+      multiply_groups<kTileVectors, kGroup>(x, r, cols, codes, scales, out + r, stride);
     for (; r < x.width; r += 8) multiply_groups<2, kGroup>(x, r, cols, codes, scales, out + r, stride);
   }
 }
@@ -263,8 +268,8 @@ inline void multiply_channel_panel(const CodePanel& x, int64_t cols, const uint8
   const int64_t fours = (cols + 3) / 4 * 4;
   for (int64_t o = 0; o < outputs; o += 4, codes += 4 * kRowBytes, out += 4 * stride) {
     int64_t r = 0;
-    for (; r + kMostRows <= x.width; r += kMostRows)
-      add_sums(multiply_codes<kMostVectors>(x.codes + 4 * r, x.width, fours, codes), out + r, stride);
+    for (; r + kTileRows <= x.width; r += kTileRows)
+      add_sums(multiply_codes<kTileVectors>(x.codes + 4 * r, x.width, fours, codes), out + r, stride);
     for (; r < x.width; r += 8) add_sums(multiply_codes<2>(x.codes + 4 * r, x.width, fours, codes), out + r, stride);
   }
 }

@@ -90,12 +90,12 @@ struct CodePanelKernel {
   Isa isa;
   // Weights have a scale for every `group` columns (16 or 32), or, 0, one for the row: then sums are integers.
   int64_t group;
-  // Bytes per code once unpacked: one, or one each for its high and low four bits.
+  // Bytes per code once unpacked, one or two. What they hold is between unpack and multiply.
   int64_t planes;
   // What unpacked codes stand above those that they mean: value = (code - offset) * scale.
   int32_t offset;
-  // Columns [0, cols) of a row, cols <= kCodeDepth: codes[plane * kCodeDepth + k], and a scale per group. Up to the
-  // next multiple of kCodeBlock codes may be anything.
+  // Columns [0, cols) of a row, cols <= kCodeDepth: planes * kCodeDepth bytes of codes, and a scale per group. Up to
+  // the next multiple of kCodeBlock codes may be anything.
   void (*unpack)(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales);
   // sums[o * stride + r] += products over `cols` columns of a panel, from its first column on (the panel's pointers are
   // moved there), for o < outputs, r < width: floats, offset and scales applied, or int32 of the bare codes. Row o at
@@ -125,8 +125,8 @@ const CodeKernels* find_code_kernels(Isa isa);  // nullptr for scalar: the refer
 
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
 // The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by
-// column; so the lanes of a vector are rows and each y is one chain of fused multiply-adds over k, whatever the shape
-// of the rest. Missing rows of the last panel are zero.
+// column; so the lanes of a vector are rows and each y is one chain of multiply-adds over k, whatever the shape of the
+// rest. Missing rows of the last panel are zero.
 struct PanelKernel {
   Isa isa;
   // x: `rows` <= kPanelRows rows of `stride` floats apart. panel[k * width + r], width = rows rounded up to kLanes.

@@ -69,7 +69,7 @@ inline f32x4 smaller(f32x4 a, f32x4 b) { return a < b ? a : b; }
 
 // The nearest whole number, ties to even, for |v| < 2^22: the sum has no bits left for a fraction.
 inline f32x4 rounded(f32x4 v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
-inline i32x4 nearest(f32x4 v) { return as<i32x4>(v + 0x1.8p23f) - as<i32x4>(splat(0x1.8p23f)); }
+inline i32x4 nearest(f32x4 v) { return as<i32x4>(as<u32x4>(v + 0x1.8p23f) - as<u32x4>(splat(0x1.8p23f))); }
 
 // ---- Order
 
