@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what qat needs to build on Debian 12 or newer, by package name, and only what is missing.
-# usage: cmake/setup.sh [--tests] [--fuzz] [--no-training] [--debian-torch]
+# usage: cmake/setup.sh [--tests] [--arm64] [--fuzz] [--no-training] [--debian-torch]
 # A LibTorch that is already there is used instead of Debian's: on CMAKE_PREFIX_PATH, or inside a Python `torch` package.
 set -euo pipefail
 
@@ -9,14 +9,12 @@ packages=(g++ cmake ninja-build ccache pkg-config git libeigen3-dev libcli11-dev
 training=yes user_torch_wanted=yes
 for option in "$@"; do
   case $option in
-    --tests)
-      packages+=(libgtest-dev libgmock-dev)
-      [ "$(uname -m)" = aarch64 ] || packages+=(googletest g++-aarch64-linux-gnu qemu-user)  # tests/arm64.sh
-      ;;
+    --tests) packages+=(libgtest-dev libgmock-dev) ;;
+    --arm64) packages+=(googletest g++-aarch64-linux-gnu qemu-user) ;;  # tests/arm64.sh
     --fuzz) packages+=(clang libclang-rt-dev) ;;
     --no-training) training=no ;;
     --debian-torch) user_torch_wanted=no ;;
-    *) echo "cmake/setup.sh: unknown option $option (there are --tests, --fuzz, --no-training, --debian-torch)" >&2; exit 2 ;;
+    *) echo "cmake/setup.sh: unknown option $option (there are --tests, --arm64, --fuzz, --no-training, --debian-torch)" >&2; exit 2 ;;
   esac
 done
 

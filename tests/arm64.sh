@@ -10,7 +10,7 @@ command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
 command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
 [ -f /usr/src/googletest/CMakeLists.txt ] || missing+=(googletest)
 if [ ${#missing[@]} -gt 0 ]; then
-  echo "SKIP: the kernels for ARM were not tested: needs the packages ${missing[*]} (cmake/setup.sh --tests installs them)" >&2
+  echo "SKIP: the kernels for ARM were not tested: needs the packages ${missing[*]} (cmake/setup.sh --arm64 installs them)" >&2
   exit 77
 fi
 
