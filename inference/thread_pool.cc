@@ -10,11 +10,13 @@
 namespace qat {
 namespace {
 
-constexpr int kSpins = 2000;  // some 30 microseconds of pause instructions
+constexpr int kSpins = 2000;  // some 30 microseconds of pause instructions on x86
 
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
