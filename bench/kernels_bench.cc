@@ -1,11 +1,13 @@
 // Speed of every row of the engine's tables of kernels, on one thread. Each is held against its oracle before it is
 // timed.
+//   read                  memory read, nothing done with it, as fast as it comes: what dot/ can reach at most
 //   dot/TYPE/ISA          one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
 //   cached_dot/TYPE/ISA   the same with 128 kB, which the second level holds: what the instructions cost
 //   panel/TYPE/ISA        512 rows of 8-bit activations with 2048 rows of weights: multiply-adds per second
 // build: cmake -B build -DQAT_BENCH=ON && cmake --build build --target kernels_bench
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +16,7 @@
 
 #include "format/channel_grid.h"
 #include "format/grid.h"
+#include "inference/bench.h"
 #include "inference/matmul.h"
 
 namespace qat {
@@ -89,6 +92,14 @@ void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t 
       Counter(steps * static_cast<double>(rows * outputs * kCols), Counter::kIsRate, Counter::kIs1000);
 }
 
+void read_memory(benchmark::State& state) {
+  ThreadPool pool(1);
+  double best = 0.0;
+  for (auto _ : state) best = std::max(best, measure_read_bandwidth(pool, 1 << 28, 1));
+  state.counters["fastest"] =
+      benchmark::Counter(best * 1e9, benchmark::Counter::kDefaults, benchmark::Counter::kIs1000);
+}
+
 void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 128000000) {
   if (!isa_supported(isa)) return;
   const std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
@@ -107,6 +118,7 @@ int main(int argc, char** argv) {
     add("dot", isa, type, 1);
     add("cached_dot", isa, type, 1, 128000);
   };
+  benchmark::RegisterBenchmark("read", read_memory)->Unit(benchmark::kMicrosecond);
   for (const BlockKernel& kernel : block_kernels()) add_dots(kernel.isa, kernel.type);
   for (const ChannelKernel& kernel : channel_kernels())
     if (kernel.isa != Isa::scalar) add_dots(kernel.isa, kernel.type);

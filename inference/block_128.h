@@ -206,12 +206,18 @@ inline void store_sums(const int32_t* sums, int64_t stride, int64_t rows, int64_
                                                (x_scales[r] * static_cast<double>(w_scales[o])));
 }
 
+// `outputs` rows by a function of one.
+template <float (*dot)(const uint8_t* row, const CodedRow& x, int64_t cols)>
+void one_by_one(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+  for (int64_t o = 0; o < outputs; ++o) y[o] = dot(w + o * stride, x, cols);
+}
+
 template <Isa isa>
 constexpr BlockKernel kBlockKernels[kBlockTypes] = {
-    {DType::Q2_0, isa, dot_blocks<RowQ2_0>, arrange_q2_0},
-    {DType::Q4_0, isa, dot_blocks<RowQ4_0>, nullptr},
-    {DType::Q8_0, isa, dot_blocks<RowQ8_0>, nullptr},
-    {DType::Q6_K, isa, dot_q6_k, nullptr},
+    {DType::Q2_0, isa, one_by_one<dot_blocks<RowQ2_0>>, arrange_q2_0},
+    {DType::Q4_0, isa, one_by_one<dot_blocks<RowQ4_0>>, nullptr},
+    {DType::Q8_0, isa, one_by_one<dot_blocks<RowQ8_0>>, nullptr},
+    {DType::Q6_K, isa, one_by_one<dot_q6_k>, nullptr},
 };
 
 template <Isa isa>

@@ -18,6 +18,17 @@ __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m2
 
 float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
 
+// `outputs` rows by a function of one, from kStreams places in turn: a processor keeps more loads under way of several
+// streams than of one (bench.cc), and decoding is made of such loads.
+constexpr int64_t kStreams = 4;
+template <float (*dot)(const uint8_t* row, const CodedRow& x, int64_t cols)>
+void one_by_one(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+  const int64_t apart = outputs / kStreams;
+  for (int64_t o = 0; o < apart; ++o)
+    for (int64_t i = o; i < kStreams * apart; i += apart) y[i] = dot(w + i * stride, x, cols);
+  for (int64_t o = kStreams * apart; o < outputs; ++o) y[o] = dot(w + o * stride, x, cols);
+}
+
 // The scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
 template <int kBytes>
 __m128i halves_of_8(const uint8_t* p) {
@@ -81,39 +92,110 @@ void add_pairs(const Row& row, int64_t b, __m256 factors, __m256* even, __m256* 
   }
 }
 
-// Blocks i and i + 4 of eight side by side, one in each half of a vector: low nibbles are elements 0..15 of both, high
-// ones 16..31, and arrange_q4_0 has laid the activations out likewise. Their two scales are a shuffle of the eight's.
-struct RowQ4_0 {
-  static constexpr int kOffset = 8, kBytes = 8 * kQ4Bytes;
-  const uint8_t* blocks;
-  const int8_t* x;
-  const uint8_t* scale(int64_t b) const { return blocks + b * kQ4Bytes; }
-  __m128i halves(int64_t b) const { return halves_of_8<kQ4Bytes>(scale(b)); }
-  template <int i>
-  __m256 add_two(int64_t b, __m256 factors, __m256 sum) const {
-    const __m256i mask = _mm256_set1_epi8(15);
-    const __m256i bytes =
-        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(scale(b + i) + 2)), load16(scale(b + i + 4) + 2), 1);
-    const int8_t* codes = x + 32 * b + 64 * i;
-    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(bytes, mask), load32(codes));
-    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), load32(codes + 32));
-    return _mm256_fmadd_ps(pair_sums(_mm256_add_epi16(low, high)), _mm256_permute_ps(factors, i * 0x55), sum);
+// ---- Q4_0. Eight blocks at a time, i and i + 4 side by side, one in each half of a vector: low nibbles are elements
+// 0..15 of both, high ones 16..31, and arrange_q4_0 has laid the activations out likewise.
+
+// Codes 0..15 stand 8 above what they mean. Each pair of products is at most 2 * 15 * 127, so two pairs are at most
+// 7620; sums of two and of four of those, 15240 and 30480, still fit 16 bits: hence packs_epi32 never saturates.
+constexpr int64_t kQ4Eight = 8 * kQ4Bytes;
+
+// 16 sums of two pairs: lanes 0..7 of block i of the eight at p, 8..15 of block i + 4.
+template <int i>
+__m256i q4_pairs(const uint8_t* p, __m256i x_low, __m256i x_high) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(p + i * kQ4Bytes + 2)),
+                                                load16(p + (i + 4) * kQ4Bytes + 2), 1);
+  const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(bytes, mask), x_low);
+  const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), x_high);
+  return _mm256_add_epi16(low, high);
+}
+
+// The scales of eight blocks: word i is 18 i bytes on, and 16 i bytes on begins the half of a vector in which it comes
+// to stand in lane i.
+__m256 q4_scales(const uint8_t* p) {
+  __m256i d = _mm256_blend_epi16(load32(p), load32(p + 32), 0x0c);
+  d = _mm256_blend_epi16(d, load32(p + 64), 0x30);
+  d = _mm256_blend_epi16(d, load32(p + 96), 0xc0);
+  return _mm256_cvtph_ps(_mm_blend_epi16(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1), 0xaa));
+}
+
+// What has been summed up of n rows. They share the loads of the activations: at this number of instructions a byte,
+// loads bind as soon as arithmetic does.
+template <int n>
+struct RowsQ4_0 {
+  const uint8_t* p;  // the next eight blocks
+  RowsQ4_0<n - 1> rest;
+  __m256 sum = _mm256_setzero_ps();
+  __m256i sum0, sum1;
+
+  RowsQ4_0(const uint8_t* rows, int64_t stride) : p(rows), rest(rows + stride, stride) {}
+  void first(__m256i x0, __m256i x1, __m256i x2, __m256i x3) {
+    for (int64_t line = 0; line < kQ4Eight; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead + line, _MM_HINT_T0);
+    const __m256i one = _mm256_set1_epi16(1);
+    sum0 = _mm256_packs_epi32(_mm256_madd_epi16(q4_pairs<0>(p, x0, x1), one),
+                              _mm256_madd_epi16(q4_pairs<1>(p, x2, x3), one));
+    rest.first(x0, x1, x2, x3);
   }
-  void add_eight(int64_t b, __m256 factors, __m256* even, __m256* odd) const {
-    *even = add_two<0>(b, factors, *even);
-    *odd = add_two<1>(b, factors, *odd);
-    *even = add_two<2>(b, factors, *even);
-    *odd = add_two<3>(b, factors, *odd);
+  void second(__m256i x0, __m256i x1, __m256i x2, __m256i x3) {
+    const __m256i one = _mm256_set1_epi16(1);
+    sum1 = _mm256_packs_epi32(_mm256_madd_epi16(q4_pairs<2>(p, x0, x1), one),
+                              _mm256_madd_epi16(q4_pairs<3>(p, x2, x3), one));
+    rest.second(x0, x1, x2, x3);
   }
-  __m256i pairs(int64_t b) const {
-    const __m256i bytes = _mm256_broadcastsi128_si256(load16(scale(b) + 2));
-    const __m256i shifted = _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4));
-    return _mm256_maddubs_epi16(_mm256_and_si256(shifted, _mm256_set1_epi8(15)), load32(x + 32 * b));
+  // x_sums: 8 * the sums of the activations.
+  void add(__m256 x_scales, __m256 x_sums) {
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i sums =
+        _mm256_madd_epi16(_mm256_packs_epi32(_mm256_madd_epi16(sum0, one), _mm256_madd_epi16(sum1, one)), one);
+    sum = _mm256_fmadd_ps(q4_scales(p), _mm256_fmsub_ps(_mm256_cvtepi32_ps(sums), x_scales, x_sums), sum);
+    p += kQ4Eight;
+    rest.add(x_scales, x_sums);
+  }
+  // What is left of whole eights, not arranged.
+  void finish(const CodedRow& x, int64_t from, int64_t blocks, float* y, int64_t y_stride) const {
+    float total = sum_lanes(sum);
+    const uint8_t* block = p;
+    for (int64_t b = from; b < blocks; ++b, block += kQ4Bytes) {
+      const __m256i bytes = _mm256_broadcastsi128_si256(load16(block + 2));
+      const __m256i codes =
+          _mm256_and_si256(_mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
+      const float products = sum_lanes(pair_sums(_mm256_maddubs_epi16(codes, load32(x.codes + 32 * b))));
+      total += half_at(block) * (products * x.scales[b] - 8.0f * x.sums[b]);
+    }
+    *y = total;
+    rest.finish(x, from, blocks, y + y_stride, y_stride);
   }
 };
+template <>
+struct RowsQ4_0<0> {
+  RowsQ4_0(const uint8_t*, int64_t) {}
+  void first(__m256i, __m256i, __m256i, __m256i) {}
+  void second(__m256i, __m256i, __m256i, __m256i) {}
+  void add(__m256, __m256) {}
+  void finish(const CodedRow&, int64_t, int64_t, float*, int64_t) const {}
+};
 
-float dot_q4_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  return sum_blocks(RowQ4_0{row, x.codes}, x, cols / 32);
+template <int n>
+void multiply_rows_q4_0(const uint8_t* w, int64_t stride, const CodedRow& x, int64_t blocks, float* y,
+                        int64_t y_stride) {
+  RowsQ4_0<n> rows(w, stride);
+  const __m256 eight = _mm256_set1_ps(8.0f);
+  int64_t b = 0;
+  for (; b + 8 <= blocks; b += 8) {
+    const auto codes = [&](int i) { return kept(load32(x.codes + 32 * (b + i))); };
+    rows.first(codes(0), codes(1), codes(2), codes(3));
+    rows.second(codes(4), codes(5), codes(6), codes(7));
+    rows.add(kept(_mm256_loadu_ps(x.scales + b)), _mm256_mul_ps(eight, _mm256_loadu_ps(x.sums + b)));
+  }
+  rows.finish(x, b, blocks, y, y_stride);
+}
+
+// Two rows that stand far apart: two streams of memory (see one_by_one).
+void multiply_q4_0(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+  const int64_t half = outputs / 2, blocks = cols / 32;
+  for (int64_t o = 0; o < half; ++o) multiply_rows_q4_0<2>(w + o * stride, half * stride, x, blocks, y + o, half);
+  if (outputs % 2 != 0) multiply_rows_q4_0<1>(w + 2 * half * stride, stride, x, blocks, y + 2 * half, 1);
 }
 
 // What is left of whole eights stays as it is.
@@ -359,10 +441,10 @@ void store_sums(const int32_t* sums, int64_t stride, int64_t rows, int64_t outpu
 }  // namespace
 
 const BlockKernel kAvx2BlockKernels[kBlockTypes] = {
-    {DType::Q2_0, Isa::avx2, dot_q2_0, arrange_q2_0},
-    {DType::Q4_0, Isa::avx2, dot_q4_0, arrange_q4_0},
-    {DType::Q8_0, Isa::avx2, dot_q8_0, nullptr},
-    {DType::Q6_K, Isa::avx2, dot_q6_k, nullptr},
+    {DType::Q2_0, Isa::avx2, one_by_one<dot_q2_0>, arrange_q2_0},
+    {DType::Q4_0, Isa::avx2, multiply_q4_0, arrange_q4_0},
+    {DType::Q8_0, Isa::avx2, one_by_one<dot_q8_0>, nullptr},
+    {DType::Q6_K, Isa::avx2, one_by_one<dot_q6_k>, nullptr},
 };
 
 const CodeKernels kAvx2CodeKernels = {Isa::avx2, encode_blocks, encode_static, store_floats, store_sums};

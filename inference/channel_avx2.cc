@@ -222,33 +222,32 @@ struct Sums {
     if (kRows == 2) of1.widen();
     rest.widen();
   }
-  void store(int32_t* sums) const {
+  void store(int32_t* sums, int64_t stride) const {
     sums[0] = sum_lanes_i32(of0.all);
     if (kRows == 2) sums[1] = sum_lanes_i32(of1.all);
-    rest.store(sums + kRows);
+    rest.store(sums + stride, stride);
   }
 };
 template <int bits, int kRows>
 struct Sums<bits, 0, kRows> {
   void add(const uint8_t*, int64_t, const int8_t*, int64_t) {}
   void widen() {}
-  void store(int32_t*) const {}
+  void store(int32_t*, int64_t) const {}
 };
 
 // kOutputs rows of weights together: they share the loads of the activations.
 template <int bits, int kOutputs, int kRows>
-void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t cols, int32_t* sums) {
+void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t cols, int32_t* sums, int64_t stride) {
   constexpr int64_t kCodes = kStep * 8 / bits, kSteps = Sum<bits>::kSteps;
   const int64_t x_stride = (cols + 127) / 128 * 128 + 32, whole = cols / kCodes;
-  // Memory is asked for in its own order, what the next rows need while these are multiplied.
-  const uint8_t* const ahead = w + (kOutputs * w_stride > kAhead ? kOutputs * w_stride : kAhead);
   Sums<bits, kOutputs, kRows> all;
   for (int64_t step = 0; step < whole; step += kSteps) {
     const int64_t end = whole < step + kSteps ? whole : step + kSteps;
 #pragma GCC unroll 1
     for (int64_t i = step; i < end; ++i) {
-      for (int64_t line = 0; line < kOutputs * kStep; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(ahead + i * kOutputs * kStep + line), _MM_HINT_T0);
+      if (i % 2 == 0)
+        for (int64_t o = 0; o < kOutputs; ++o)
+          _mm_prefetch(reinterpret_cast<const char*>(w + o * w_stride + i * kStep + kAhead), _MM_HINT_T0);
       all.add(w + i * kStep, w_stride, x + i * kCodes, x_stride);
     }
     all.widen();
@@ -260,16 +259,19 @@ void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t 
     all.add(last, kStep, x + whole * kCodes, x_stride);
     all.widen();
   }
-  all.store(sums);
+  all.store(sums, stride);
 }
 
+// The rows that are multiplied together stand far apart: a processor keeps more loads under way of several streams of
+// memory than of one (bench.cc).
 template <int bits, int kRows>
 void multiply_all(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* x, int64_t cols, int32_t* sums) {
-  constexpr int kTogether = kRows == 1 ? 4 : 2;
-  int64_t o = 0;
-  for (; o + kTogether <= outputs; o += kTogether)
-    multiply_rows<bits, kTogether, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows);
-  for (; o < outputs; ++o) multiply_rows<bits, 1, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows);
+  constexpr int kTogether = kRows == 1 && bits != 2 ? 4 : 2;  // more sums of two bits than that leave the registers
+  const int64_t apart = outputs / kTogether;
+  for (int64_t o = 0; o < apart; ++o)
+    multiply_rows<bits, kTogether, kRows>(w + o * w_stride, apart * w_stride, x, cols, sums + o * kRows, apart * kRows);
+  for (int64_t o = kTogether * apart; o < outputs; ++o)
+    multiply_rows<bits, 1, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows, kRows);
   for (int64_t r = 0; bits != 8 && r < kRows; ++r) {  // what the offset of the codes adds to a sum
     int32_t total;
     copy(&total, x + r * ((cols + 127) / 128 * 128 + 32) + padded<bits>(cols), sizeof total);

@@ -56,13 +56,14 @@ struct CodedRow {
   const float* half_sums;  // [cols / 16]: the same of 16 codes
 };
 
-// Products of one stored row of blocks (Q2_0, Q4_0, Q8_0, Q6_K) with such a row of activations: codes meet codes, in
+// Products of stored rows of blocks (Q2_0, Q4_0, Q8_0, Q6_K) with such a row of activations: codes meet codes, in
 // integers, and a block's sum its two scales.
 struct BlockKernel {
   DType type;
   Isa isa;
-  float (*dot)(const uint8_t* row, const CodedRow& x, int64_t cols);
-  // The codes of activations in the order in which dot() wants them; nullptr: as they are.
+  // y[o] of `outputs` rows, `stride` bytes apart. What comes out for a row does not depend on the others.
+  void (*multiply)(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y);
+  // The codes of activations in the order in which multiply() wants them; nullptr: as they are.
   void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
 };
 Span<const BlockKernel> block_kernels();

@@ -7,6 +7,17 @@
 
 namespace qat {
 
+// v stays in a register: GCC would rather load it again for each of its uses, and loads are what these loops have most
+// of.
+inline __m256 kept(__m256 v) {
+  asm("" : "+x"(v));
+  return v;
+}
+inline __m256i kept(__m256i v) {
+  asm("" : "+x"(v));
+  return v;
+}
+
 inline float sum_lanes(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

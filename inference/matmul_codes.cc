@@ -31,14 +31,16 @@ T* grown(std::vector<T>& buffer, int64_t count) {
   return buffer.data();
 }
 
-// use(o, sums of its rows, its scale) for outputs [begin, end).
+// use(o, sums of its rows, its scale) for outputs [begin, end), many at a time: kernels read from several places at
+// once.
+constexpr int64_t kManyOutputs = 1024;
 template <class Use>
 void for_outputs(const ChannelKernel& kernel, const Matrix& w, const int8_t* arranged, int64_t rows, int64_t begin,
                  int64_t end, Use use) {
   const size_t stride = row_bytes(w.dtype, w.cols);
-  for (int64_t o = begin; o < end; o += kCodeOutputs) {
-    const int64_t outputs = std::min(kCodeOutputs, end - o);
-    int32_t sums[kCodeOutputs * kCodeRows];
+  for (int64_t o = begin; o < end; o += kManyOutputs) {
+    const int64_t outputs = std::min(kManyOutputs, end - o);
+    int32_t sums[kManyOutputs * kCodeRows];
     kernel.multiply(w.data + static_cast<size_t>(o) * stride, static_cast<int64_t>(stride), outputs, arranged, rows,
                     w.cols, sums);
     for (int64_t i = 0; i < outputs; ++i) use(o + i, sums + i * rows, static_cast<double>(scale_of(w, o + i)));
@@ -121,8 +123,8 @@ void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const 
   pool.parallel_for(w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()),
                     [&](int64_t begin, int64_t end, int) {
                       const size_t stride = row_bytes(w.dtype, w.cols);
-                      const uint8_t* row = w.data + static_cast<size_t>(begin) * stride;
-                      for (int64_t o = begin; o < end; ++o, row += stride) y[o] = kernel.dot(row, x, w.cols);
+                      kernel.multiply(w.data + static_cast<size_t>(begin) * stride, static_cast<int64_t>(stride),
+                                      end - begin, x, w.cols, y + begin);
                     });
 }
 

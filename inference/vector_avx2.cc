@@ -184,13 +184,6 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
 // ---- Attention: two heads at a time share the loads of the keys or values, and have the eight chains of fused
 // multiply-adds that hide their latency. In which order a sum is taken depends on the number of its terms alone.
 
-// v stays in a register: GCC would rather load it again for each of its uses, and loads are what these loops have most
-// of.
-__m256 kept(__m256 v) {
-  asm("" : "+x"(v));
-  return v;
-}
-
 // Products of n rows of q with four rows of k, lane by lane; nested for the reason that Lanes gives.
 template <int n>
 struct ScoreSums {
@@ -280,7 +273,7 @@ void mix_columns(const float* weights, int64_t weight_stride, const FloatRows& r
   for (int64_t j = 0; j < rows.count; ++j, v += rows.stride) {
     Lanes<kVectors> values;
     values.load(v);
-    values.each(kept);
+    values.each([](__m256 x) { return kept(x); });
     sums.add(weights + j, weight_stride, values);
   }
   sums.store(out + i, out_stride);
