@@ -135,7 +135,8 @@ int32_t sum_lanes_i32(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-// Of 32 bytes of weights and what meets them: sums in 16 bits, and those of all of them in 32.
+// Of 32 bytes of weights and what meets them: sums in 16 bits, and those of all of them in 32. Each sum is kept() so
+// that GCC adds in this order: in its own it needs more registers than there are.
 template <int bits>
 struct Sum;
 
@@ -148,8 +149,8 @@ struct Sum<4> {
   };
   __m256i pairs = _mm256_setzero_si256(), all = pairs;
   void add(const Weights& w, const int8_t* x) {
-    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.low, load32(x)));
-    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.high, load32(x + 32)));
+    pairs = kept(_mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.low, load32(x))));
+    pairs = kept(_mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.high, load32(x + 32))));
   }
   void widen() {
     all = _mm256_add_epi32(all, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -161,7 +162,7 @@ struct Sum<4> {
 // a sum of their own, of which a quarter is taken when it is widened.
 template <>
 struct Sum<2> {
-  static constexpr int64_t kSteps = 5;  // 5 * 2 planes * 2 * 12 * 128 = 30720
+  static constexpr int64_t kSteps = 4;  // 4 * 2 planes * 2 * 12 * 128 = 30720
   struct Weights {
     __m256i of0, of1, of2, of3;
     explicit Weights(const uint8_t* p) {
@@ -175,10 +176,10 @@ struct Sum<2> {
   };
   __m256i ones = _mm256_setzero_si256(), fours = ones, all = ones;
   void add(const Weights& w, const int8_t* x) {
-    ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of0, load32(x)));
-    fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of1, load32(x + 32)));
-    ones = _mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of2, load32(x + 64)));
-    fours = _mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of3, load32(x + 96)));
+    ones = kept(_mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of0, load32(x))));
+    fours = kept(_mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of1, load32(x + 32))));
+    ones = kept(_mm256_add_epi16(ones, _mm256_maddubs_epi16(w.of2, load32(x + 64))));
+    fours = kept(_mm256_add_epi16(fours, _mm256_maddubs_epi16(w.of3, load32(x + 96))));
   }
   void widen() {
     const __m256i pairs = _mm256_add_epi16(ones, _mm256_srai_epi16(fours, 2));
@@ -243,12 +244,17 @@ void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t 
   Sums<bits, kOutputs, kRows> all;
   for (int64_t step = 0; step < whole; step += kSteps) {
     const int64_t end = whole < step + kSteps ? whole : step + kSteps;
+    if (end - step == kSteps) {  // unrolled: loops this short cost as much as what is in them
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kSteps; ++j) {
+        if (j % 2 == 0)
+          for (int64_t o = 0; o < kOutputs; ++o)
+            _mm_prefetch(reinterpret_cast<const char*>(w + o * w_stride + (step + j) * kStep + kAhead), _MM_HINT_T0);
+        all.add(w + (step + j) * kStep, w_stride, x + (step + j) * kCodes, x_stride);
+      }
+    } else {
 #pragma GCC unroll 1
-    for (int64_t i = step; i < end; ++i) {
-      if (i % 2 == 0)
-        for (int64_t o = 0; o < kOutputs; ++o)
-          _mm_prefetch(reinterpret_cast<const char*>(w + o * w_stride + i * kStep + kAhead), _MM_HINT_T0);
-      all.add(w + i * kStep, w_stride, x + i * kCodes, x_stride);
+      for (int64_t i = step; i < end; ++i) all.add(w + i * kStep, w_stride, x + i * kCodes, x_stride);
     }
     all.widen();
   }
