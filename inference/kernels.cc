@@ -11,12 +11,12 @@ namespace {
 // Slowest first, as built_isas() has them.
 std::vector<IsaKernels> gather() {
   std::vector<IsaKernels> all;
-  all.push_back({Isa::scalar, kScalarRowKernels, kScalarChannelKernels, &kScalarVectorKernels, nullptr, nullptr,
-                 nullptr, nullptr});
+  all.push_back({Isa::scalar, kScalarRowKernels, kScalarChannelKernels, &kScalarVectorKernels, &kScalarCacheKernel, 1,
+                 nullptr, nullptr, nullptr, nullptr});
   all.push_back(kPortableKernels);
 #if defined(__x86_64__)
-  all.push_back({Isa::avx2, kAvx2RowKernels, kAvx2ChannelKernels, &kAvx2VectorKernels, kAvx2BlockKernels,
-                 kAvx2CodePanelKernels, &kAvx2CodeKernels, &kAvx2PanelKernel});
+  all.push_back({Isa::avx2, kAvx2RowKernels, kAvx2ChannelKernels, &kAvx2VectorKernels, kAvx2CacheKernels,
+                 kAvx2CacheTypes, kAvx2BlockKernels, kAvx2CodePanelKernels, &kAvx2CodeKernels, &kAvx2PanelKernel});
 #elif defined(__aarch64__)
   all.push_back(kNeonKernels);
   IsaKernels i8mm = kNeonKernels;
@@ -97,6 +97,22 @@ const CodePanelKernel* find_code_panel_kernel(DType type, Isa isa) {
 const CodeKernels* find_code_kernels(Isa isa) { return kernels_of(isa).codes; }
 
 const PanelKernel* find_panel_kernel(Isa isa) { return kernels_of(isa).panel; }
+
+Span<const CacheKernel> cache_kernels() {
+  static const std::vector<CacheKernel> table = [] {
+    std::vector<CacheKernel> rows;
+    for (const IsaKernels& kernels : all_kernels())
+      if (kernels.caches->isa == kernels.isa)
+        rows.insert(rows.end(), kernels.caches, kernels.caches + kernels.cache_types);
+    return rows;
+  }();
+  return table;
+}
+
+const CacheKernel* find_cache_kernel(DType type, Isa isa) {
+  const IsaKernels& kernels = kernels_of(isa);
+  return find(kernels.caches, kernels.cache_types, type);
+}
 
 const VectorKernels& vector_kernels(Isa isa) { return *kernels_of(isa).vectors; }
 

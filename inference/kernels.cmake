@@ -1,7 +1,8 @@
 # QAT_KERNELS: the tables of kernels. One ISA per translation unit; only those files get its flags.
 set(QAT_KERNELS isa.cc kernels.cc kernels_scalar.cc kernels_portable.cc)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(QAT_KERNELS_AVX2 kernels_avx2.cc channel_avx2.cc block_avx2.cc code_panel_avx2.cc vector_avx2.cc)
+  set(QAT_KERNELS_AVX2 kernels_avx2.cc channel_avx2.cc block_avx2.cc code_panel_avx2.cc vector_avx2.cc
+      attention_avx2.cc)
   list(TRANSFORM QAT_KERNELS_AVX2 PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
   set_source_files_properties(${QAT_KERNELS_AVX2} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")

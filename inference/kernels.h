@@ -143,14 +143,6 @@ constexpr int64_t kPanelRows = 24;
 constexpr int64_t kOutputStep = 8;
 const PanelKernel* find_panel_kernel(Isa isa);  // nullptr for scalar: the reference multiplies row by row
 
-// Keys or values of consecutive positions.
-struct FloatRows {
-  const float* data = nullptr;  // row j at data + j * stride
-  int64_t stride = 0;
-  int64_t count = 0;  // >= 1
-  int64_t cols = 0;
-};
-
 // Operations on vectors of floats. In and out may be the same memory.
 struct VectorKernels {
   Isa isa;
@@ -168,14 +160,32 @@ struct VectorKernels {
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
-  // For heads h that share keys or values: out[h * out_stride + j] = scale * q[h * q_stride ..] . k[j], and
-  // out[h * out_stride + i] (+)= sum over j of weights[h * weight_stride + j] * v[j][i]. What comes out for a head does
-  // not depend on the others.
-  void (*scores)(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
-                 int64_t out_stride);
-  void (*mix)(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
-              int64_t out_stride);
 };
 const VectorKernels& vector_kernels(Isa isa);
+
+// Keys or values of consecutive positions, as the cache stores them: floats of 32 or 16 bits, or packed codes.
+struct CachedRows {
+  const uint8_t* data = nullptr;  // row j at data + j * stride
+  int64_t stride = 0;             // bytes
+  int64_t count = 0;              // >= 1
+  int64_t cols = 0;               // of all types but F32 a multiple of 8
+};
+
+// Attention of heads h that share keys or values. Codes are met without their scale, and times `unit`, a power of two;
+// whoever calls divides by it. What comes out for a head, or of a position, does not depend on the others, nor on
+// whether codes or the floats of that value are stored.
+struct CacheKernel {
+  DType type;
+  Isa isa;
+  float unit;
+  // out[h * out_stride + j] = scale * q[h * q_stride ..] . k[j]
+  void (*scores)(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
+                 int64_t out_stride);
+  // out[h * out_stride + i] (+)= sum over j of weights[h * weight_stride + j] * v[j][i]
+  void (*mix)(const float* weights, int64_t weight_stride, int64_t heads, const CachedRows& v, bool add, float* out,
+              int64_t out_stride);
+};
+Span<const CacheKernel> cache_kernels();
+const CacheKernel* find_cache_kernel(DType type, Isa isa);  // nullptr: to be decoded to F32, which every ISA has
 
 }  // namespace qat

@@ -14,6 +14,7 @@ constexpr int kBlockTypes = 4;
 extern const RowKernel kScalarRowKernels[kRunnableTypes];
 extern const ChannelKernel kScalarChannelKernels[kChannelTypes];
 extern const VectorKernels kScalarVectorKernels;
+extern const CacheKernel kScalarCacheKernel;  // of F32, as all ISAs have it
 
 extern const RowKernel kAvx2RowKernels[kRunnableTypes];
 extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
@@ -22,6 +23,8 @@ extern const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CodeKernels kAvx2CodeKernels;
 extern const PanelKernel kAvx2PanelKernel;
 extern const VectorKernels kAvx2VectorKernels;
+constexpr int kAvx2CacheTypes = 5;
+extern const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes];
 
 // All that an instruction set has, arrays as long as those above. The last five are nullptr for the reference, which
 // meets floats only. An instruction set may take over another's kernels, which then bear the other's name.
@@ -30,6 +33,8 @@ struct IsaKernels {
   const RowKernel* rows;
   const ChannelKernel* channels;
   const VectorKernels* vectors;
+  const CacheKernel* caches;
+  int cache_types;
   const BlockKernel* blocks;
   const CodePanelKernel* code_panels;
   const CodeKernels* codes;

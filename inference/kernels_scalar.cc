@@ -122,20 +122,24 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum;
 }
 
-void scores(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
+const float* floats_at(const CachedRows& rows, int64_t j) {
+  return reinterpret_cast<const float*>(rows.data + j * rows.stride);
+}
+
+void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
             int64_t out_stride) {
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t j = 0; j < k.count; ++j)
-      out[h * out_stride + j] = scale * static_cast<float>(dot(q + h * q_stride, k.data + j * k.stride, k.cols));
+      out[h * out_stride + j] = scale * static_cast<float>(dot(q + h * q_stride, floats_at(k, j), k.cols));
 }
 
-void mix(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
+void mix(const float* weights, int64_t weight_stride, int64_t heads, const CachedRows& v, bool add, float* out,
          int64_t out_stride) {
   for (int64_t h = 0; h < heads; ++h, weights += weight_stride, out += out_stride)
     for (int64_t i = 0; i < v.cols; ++i) {
       double sum = add ? static_cast<double>(out[i]) : 0.0;
       for (int64_t j = 0; j < v.count; ++j)
-        sum += static_cast<double>(weights[j]) * static_cast<double>(v.data[j * v.stride + i]);
+        sum += static_cast<double>(weights[j]) * static_cast<double>(floats_at(v, j)[i]);
       out[i] = static_cast<float>(sum);
     }
 }
@@ -160,8 +164,9 @@ const RowKernel kScalarRowKernels[kRunnableTypes] = {
 const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(), channel_kernel<4>(),
                                                             channel_kernel<8>()};
 
-const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply,
-                                            softcap,     max,      round_to_grid, sum_exp,
-                                            softmax,     kl,       scores,        mix};
+const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm,      gelu_multiply, silu_multiply, softcap,
+                                            max,         round_to_grid, sum_exp,       softmax,       kl};
+
+const CacheKernel kScalarCacheKernel = {DType::F32, Isa::scalar, 1.0f, scores, mix};
 
 }  // namespace qat

@@ -9,42 +9,26 @@
 #include "inference/transformer.h"
 
 namespace qat {
-namespace {
-
-constexpr size_t kAhead = 4096;  // bytes
-
-}  // namespace
 
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
     : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f || bits == 16 ? bits : 0), scale_(scale) {
-  if (bits_ == 0) {
-    floats_.resize(static_cast<size_t>(slots * heads * head_dim));
-  } else {
-    head_bytes_ = row_bytes(bits_ == 16 ? DType::F16 : code_type(bits_), head_dim);
-    codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
-  }
+  head_bytes_ = row_bytes(type(), head_dim);
+  codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
 }
 
-size_t CacheRows::code_offset(int64_t position, int64_t head) const {
-  return static_cast<size_t>(head * slots_ + position % slots_) * head_bytes_;
-}
-
-const float* CacheRows::floats(int64_t position, int64_t head) const {
-  return bits_ != 0 ? nullptr : floats_.data() + (head * slots_ + position % slots_) * head_dim_;
+const uint8_t* CacheRows::stored(int64_t position, int64_t head) const {
+  return codes_.data() + static_cast<size_t>(head * slots_ + position % slots_) * head_bytes_;
 }
 
 void CacheRows::store(int64_t position, const float* row) {
-  if (bits_ == 0 || bits_ == 16) {
-    for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
-      if (bits_ == 16) encode_rows(DType::F16, row, 1, head_dim_, codes_.data() + code_offset(position, head));
-      else std::copy_n(row, head_dim_, floats_.begin() + (head * slots_ + position % slots_) * head_dim_);
-    }
-    return;
-  }
   int8_t codes[256];
   constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
-    uint8_t* out = codes_.data() + code_offset(position, head);
+    uint8_t* out = codes_.data() + (stored(position, head) - codes_.data());
+    if (code_bits(type()) == 0) {
+      encode_rows(type(), row, 1, head_dim_, out);
+      continue;
+    }
     for (int64_t i = 0; i < head_dim_; i += kPiece) {
       const int64_t n = std::min(kPiece, head_dim_ - i);
       encode_channel(bits_, row + i, n, scale_, codes);
@@ -54,17 +38,11 @@ void CacheRows::store(int64_t position, const float* row) {
 }
 
 void CacheRows::decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const {
-  const int64_t bits = bits_ == 0 ? 32 : bits_;
   for (int64_t n = 0; count > 0; position += n, count -= n, out += n * head_dim_) {
     // Rows that fill whole bytes lie without gaps, until the ring begins anew.
-    n = head_dim_ * bits % 8 == 0 ? std::min(count, run(position)) : 1;
-    const uint8_t* codes = codes_.data() + code_offset(position, head);
-    // While this block is attended to, memory brings the one after the next.
-    for (size_t line = 0; line < static_cast<size_t>(n) * head_bytes_; line += 64)
-      __builtin_prefetch(codes + kAhead + line);
-    if (bits_ == 0) std::copy_n(floats(position, head), n * head_dim_, out);
-    else if (bits_ == 16) find_row_kernel(DType::F16, isa)->decode(codes, n * head_dim_, out);
-    else find_channel_kernel(code_type(bits_), isa)->decode(codes, n * head_dim_, scale_, out);
+    n = code_bits(type()) * head_dim_ % 8 == 0 ? std::min(count, run(position)) : 1;
+    if (code_bits(type()) == 0) find_row_kernel(type(), isa)->decode(stored(position, head), n * head_dim_, out);
+    else find_channel_kernel(type(), isa)->decode(stored(position, head), n * head_dim_, 1.0f, out);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "format/channel_grid.h"
 #include "format/mobile.h"
 #include "format/model_config.h"
 #include "inference/isa.h"
@@ -23,24 +24,23 @@ class CacheRows {
   CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale);
 
   void store(int64_t position, const float* row);  // rounds to nearest, ties to even
-  // out [count, head_dim]: the floats of consecutive positions.
-  void decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const;
-  // nullptr when these are codes or half floats. The next position's floats are stride() further on, for run(position)
-  // positions.
-  const float* floats(int64_t position, int64_t head) const;
-  int64_t stride() const { return head_dim_; }
+  // What is stored of a position, head_dim numbers of type() times scale(). The next position's is stride() bytes
+  // further on, for run(position) positions.
+  const uint8_t* stored(int64_t position, int64_t head) const;
+  DType type() const { return bits_ == 0 ? DType::F32 : bits_ == 16 ? DType::F16 : code_type(bits_); }
+  float scale() const { return bits_ == 0 || bits_ == 16 ? 1.0f : scale_; }
+  int64_t stride() const { return static_cast<int64_t>(head_bytes_); }
   int64_t run(int64_t position) const { return slots_ - position % slots_; }
-  size_t bytes() const { return codes_.size() + floats_.size() * sizeof(float); }
+  // out [count, head_dim]: those numbers of consecutive positions as floats, without the scale. F16 and codes.
+  void decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const;
+  size_t bytes() const { return codes_.size(); }
 
  private:
-  size_t code_offset(int64_t position, int64_t head) const;
-
   int64_t heads_ = 0, head_dim_ = 0, slots_ = 0;
   int bits_ = 0;  // of codes; 16: half floats, 0: floats
   float scale_ = 0.0f;
   size_t head_bytes_ = 0;
-  std::vector<uint8_t> codes_;
-  std::vector<float> floats_;
+  std::vector<uint8_t> codes_;  // floats, too
 };
 
 // Of one sequence. Sliding layers keep their window and one pass of rows, however long the sequence.

@@ -18,6 +18,17 @@ inline __m256i kept(__m256i v) {
   return v;
 }
 
+inline __m256 splat(float x) { return _mm256_set1_ps(x); }
+
+// The first n (1..7) lanes of x; the others are `rest`. Neither reads nor writes past the end.
+inline __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256 load_first(const float* x, int64_t n, float rest = 0.0f) {
+  const __m256i mask = first_lanes(n);
+  return _mm256_blendv_ps(splat(rest), _mm256_maskload_ps(x, mask), _mm256_castsi256_ps(mask));
+}
+
 inline float sum_lanes(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -69,14 +80,14 @@ struct Lanes {
     x = _mm256_loadu_ps(p);
     rest.load(p + 8);
   }
+  template <class F>
+  void fill(F f, int64_t first = 0) {  // with f(first), f(first + 1), ...
+    x = f(first);
+    rest.fill(f, first + 1);
+  }
   void store(float* p) const {
     _mm256_storeu_ps(p, x);
     rest.store(p + 8);
-  }
-  template <class F>
-  void each(F f) {
-    x = f(x);
-    rest.each(f);
   }
   void add(const Lanes& other) {
     x = _mm256_add_ps(x, other.x);
@@ -94,9 +105,9 @@ struct Lanes {
 template <>
 struct Lanes<0> {
   void load(const float*) {}
-  void store(float*) const {}
   template <class F>
-  void each(F) {}
+  void fill(F, int64_t) {}
+  void store(float*) const {}
   void add(const Lanes&) {}
   void add_product(__m256, const Lanes&) {}
   void add_product(__m256, const float*) {}

@@ -176,13 +176,17 @@ struct ScoreSums<0> {
   void finish(float, int64_t, float*, int64_t) const {}
 };
 
+inline const float* floats_at(const CachedRows& rows, int64_t j) {
+  return reinterpret_cast<const float*>(rows.data + j * rows.stride);
+}
+
 template <int kHeads>
-inline void scores_of(const float* q, int64_t q_stride, const FloatRows& k, float scale, float* out,
+inline void scores_of(const float* q, int64_t q_stride, const CachedRows& k, float scale, float* out,
                       int64_t out_stride) {
   for (int64_t j = 0; j < k.count; j += 4) {
     const int64_t count = k.count - j < 4 ? k.count - j : 4;
     const float* rows[4];  // the last again for those that are not there
-    for (int64_t r = 0; r < 4; ++r) rows[r] = k.data + (r < count ? j + r : j + count - 1) * k.stride;
+    for (int64_t r = 0; r < 4; ++r) rows[r] = floats_at(k, r < count ? j + r : j + count - 1);
     ScoreSums<kHeads> sums;
     int64_t i = 0;
     const auto whole = [&i](const float* p) { return load<f32x4>(p + i); };
@@ -194,7 +198,7 @@ inline void scores_of(const float* q, int64_t q_stride, const FloatRows& k, floa
   }
 }
 
-inline void scores(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
+inline void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
                    int64_t out_stride) {
   for (; heads >= 2; heads -= 2, q += 2 * q_stride, out += 2 * out_stride)
     scores_of<2>(q, q_stride, k, scale, out, out_stride);
@@ -252,21 +256,20 @@ struct MixSums<0, kVectors> {
 };
 
 template <int kHeads, int kVectors>
-inline void mix_columns(const float* weights, int64_t weight_stride, const FloatRows& rows, bool add, float* out,
+inline void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& rows, bool add, float* out,
                         int64_t out_stride, int64_t i) {
   MixSums<kHeads, kVectors> sums;
   if (add) sums.load_from(out + i, out_stride);
-  const float* v = rows.data + i;
-  for (int64_t j = 0; j < rows.count; ++j, v += rows.stride) {
+  for (int64_t j = 0; j < rows.count; ++j) {
     Lanes<kVectors> values;
-    values.load_from(v);
+    values.load_from(floats_at(rows, j) + i);
     sums.add(weights + j, weight_stride, values);
   }
   sums.store_to(out + i, out_stride);
 }
 
 template <int kHeads>
-inline void mix_heads(const float* weights, int64_t weight_stride, const FloatRows& v, bool add, float* out,
+inline void mix_heads(const float* weights, int64_t weight_stride, const CachedRows& v, bool add, float* out,
                       int64_t out_stride) {
   int64_t i = 0;
   for (; i + 16 <= v.cols; i += 16) mix_columns<kHeads, 4>(weights, weight_stride, v, add, out, out_stride, i);
@@ -274,12 +277,12 @@ inline void mix_heads(const float* weights, int64_t weight_stride, const FloatRo
   for (; i < v.cols; ++i)
     for (int64_t h = 0; h < kHeads; ++h) {
       float sum = add ? out[h * out_stride + i] : 0.0f;
-      for (int64_t j = 0; j < v.count; ++j) sum = fma(weights[h * weight_stride + j], v.data[j * v.stride + i], sum);
+      for (int64_t j = 0; j < v.count; ++j) sum = fma(weights[h * weight_stride + j], floats_at(v, j)[i], sum);
       out[h * out_stride + i] = sum;
     }
 }
 
-inline void mix(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
+inline void mix(const float* weights, int64_t weight_stride, int64_t heads, const CachedRows& v, bool add, float* out,
                 int64_t out_stride) {
   for (; heads >= 2; heads -= 2, weights += 2 * weight_stride, out += 2 * out_stride)
     mix_heads<2>(weights, weight_stride, v, add, out, out_stride);
@@ -287,8 +290,11 @@ inline void mix(const float* weights, int64_t weight_stride, int64_t heads, cons
 }
 
 template <Isa isa>
-constexpr VectorKernels kVectorKernels = {
-    isa, rms_norm, gelu_multiply, silu_multiply, softcap, max, round_to_grid, sum_exp, softmax, kl, scores, mix};
+constexpr VectorKernels kVectorKernels = {isa, rms_norm,      gelu_multiply, silu_multiply, softcap,
+                                          max, round_to_grid, sum_exp,       softmax,       kl};
+
+template <Isa isa>
+constexpr CacheKernel kCacheKernel = {DType::F32, isa, 1.0f, scores, mix};
 
 }  // namespace
 }  // namespace qat

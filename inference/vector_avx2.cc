@@ -7,17 +7,6 @@
 namespace qat {
 namespace {
 
-__m256 splat(float x) { return _mm256_set1_ps(x); }
-
-// The first n (1..7) lanes of x; the others are `rest`. Neither reads nor writes past the end.
-__m256i first_lanes(int64_t n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-__m256 load_first(const float* x, int64_t n, float rest = 0.0f) {
-  const __m256i mask = first_lanes(n);
-  return _mm256_blendv_ps(splat(rest), _mm256_maskload_ps(x, mask), _mm256_castsi256_ps(mask));
-}
-
 float max_lanes(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -181,129 +170,9 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum_lanes(sum);
 }
 
-// ---- Attention: two heads at a time share the loads of the keys or values, and have the eight chains of fused
-// multiply-adds that hide their latency. In which order a sum is taken depends on the number of its terms alone.
-
-// Products of n rows of q with four rows of k, lane by lane; nested for the reason that Lanes gives.
-template <int n>
-struct ScoreSums {
-  __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-  ScoreSums<n - 1> rest;
-
-  template <class Load>
-  void add(const Load& load, const float* q, int64_t q_stride, __m256 k0, __m256 k1, __m256 k2, __m256 k3) {
-    const __m256 x = load(q);
-    sum0 = _mm256_fmadd_ps(x, k0, sum0);
-    sum1 = _mm256_fmadd_ps(x, k1, sum1);
-    sum2 = _mm256_fmadd_ps(x, k2, sum2);
-    sum3 = _mm256_fmadd_ps(x, k3, sum3);
-    rest.add(load, q + q_stride, q_stride, k0, k1, k2, k3);
-  }
-  void store(__m128 scale, int64_t count, float* out, int64_t out_stride) const {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum0, sum1), _mm256_hadd_ps(sum2, sum3));
-    const __m128 four = _mm_mul_ps(_mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)), scale);
-    if (count == 4) _mm_storeu_ps(out, four);
-    else _mm_maskstore_ps(out, _mm256_castsi256_si128(first_lanes(count)), four);
-    rest.store(scale, count, out + out_stride, out_stride);
-  }
-};
-template <>
-struct ScoreSums<0> {
-  template <class Load>
-  void add(const Load&, const float*, int64_t, __m256, __m256, __m256, __m256) {}
-  void store(__m128, int64_t, float*, int64_t) const {}
-};
-
-template <int kHeads>
-void scores_of(const float* q, int64_t q_stride, const FloatRows& k, float scale, float* out, int64_t out_stride) {
-  for (int64_t j = 0; j < k.count; j += 4) {
-    const int64_t count = k.count - j < 4 ? k.count - j : 4;
-    const float* rows[4];  // the last again for those that are not there
-    for (int64_t r = 0; r < 4; ++r) rows[r] = k.data + (r < count ? j + r : j + count - 1) * k.stride;
-    ScoreSums<kHeads> sums;
-    int64_t i = 0;
-    const auto whole = [&i](const float* p) { return kept(_mm256_loadu_ps(p + i)); };
-    for (; i + 8 <= k.cols; i += 8)
-      sums.add(whole, q, q_stride, whole(rows[0]), whole(rows[1]), whole(rows[2]), whole(rows[3]));
-    const auto part = [&i, &k](const float* p) { return load_first(p + i, k.cols - i); };
-    if (i < k.cols) sums.add(part, q, q_stride, part(rows[0]), part(rows[1]), part(rows[2]), part(rows[3]));
-    sums.store(_mm_set1_ps(scale), count, out + j, out_stride);
-  }
-}
-
-void scores(const float* q, int64_t q_stride, int64_t heads, const FloatRows& k, float scale, float* out,
-            int64_t out_stride) {
-  for (; heads >= 2; heads -= 2, q += 2 * q_stride, out += 2 * out_stride)
-    scores_of<2>(q, q_stride, k, scale, out, out_stride);
-  if (heads > 0) scores_of<1>(q, q_stride, k, scale, out, out_stride);
-}
-
-// Columns i .. i + 8 * kVectors of n heads.
-template <int n, int kVectors>
-struct MixSums {
-  Lanes<kVectors> sum;
-  MixSums<n - 1, kVectors> rest;
-
-  void load(const float* out, int64_t stride) {
-    sum.load(out);
-    rest.load(out + stride, stride);
-  }
-  void add(const float* weight, int64_t weight_stride, const Lanes<kVectors>& v) {
-    sum.add_product(_mm256_broadcast_ss(weight), v);
-    rest.add(weight + weight_stride, weight_stride, v);
-  }
-  void store(float* out, int64_t stride) const {
-    sum.store(out);
-    rest.store(out + stride, stride);
-  }
-};
-template <int kVectors>
-struct MixSums<0, kVectors> {
-  void load(const float*, int64_t) {}
-  void add(const float*, int64_t, const Lanes<kVectors>&) {}
-  void store(float*, int64_t) const {}
-};
-
-template <int kHeads, int kVectors>
-void mix_columns(const float* weights, int64_t weight_stride, const FloatRows& rows, bool add, float* out,
-                 int64_t out_stride, int64_t i) {
-  MixSums<kHeads, kVectors> sums;
-  if (add) sums.load(out + i, out_stride);
-  const float* v = rows.data + i;
-  for (int64_t j = 0; j < rows.count; ++j, v += rows.stride) {
-    Lanes<kVectors> values;
-    values.load(v);
-    values.each([](__m256 x) { return kept(x); });
-    sums.add(weights + j, weight_stride, values);
-  }
-  sums.store(out + i, out_stride);
-}
-
-template <int kHeads>
-void mix_heads(const float* weights, int64_t weight_stride, const FloatRows& v, bool add, float* out,
-               int64_t out_stride) {
-  int64_t i = 0;
-  for (; i + 32 <= v.cols; i += 32) mix_columns<kHeads, 4>(weights, weight_stride, v, add, out, out_stride, i);
-  for (; i + 8 <= v.cols; i += 8) mix_columns<kHeads, 1>(weights, weight_stride, v, add, out, out_stride, i);
-  for (; i < v.cols; ++i)
-    for (int64_t h = 0; h < kHeads; ++h) {
-      float sum = add ? out[h * out_stride + i] : 0.0f;
-      for (int64_t j = 0; j < v.count; ++j)
-        sum = __builtin_fmaf(weights[h * weight_stride + j], v.data[j * v.stride + i], sum);
-      out[h * out_stride + i] = sum;
-    }
-}
-
-void mix(const float* weights, int64_t weight_stride, int64_t heads, const FloatRows& v, bool add, float* out,
-         int64_t out_stride) {
-  for (; heads >= 2; heads -= 2, weights += 2 * weight_stride, out += 2 * out_stride)
-    mix_heads<2>(weights, weight_stride, v, add, out, out_stride);
-  if (heads > 0) mix_heads<1>(weights, weight_stride, v, add, out, out_stride);
-}
-
 }  // namespace
 
-const VectorKernels kAvx2VectorKernels = {
-    Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, round_to_grid, sum_exp, softmax, kl, scores, mix};
+const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm,      gelu_multiply, silu_multiply, softcap,
+                                          max,       round_to_grid, sum_exp,       softmax,       kl};
 
 }  // namespace qat

@@ -24,6 +24,10 @@ struct NamedConfig {
 };
 void PrintTo(const NamedConfig& config, std::ostream* out) { *out << config.name; }
 
+const float* floats_of(const CacheRows& rows, int64_t position, int64_t head) {
+  return reinterpret_cast<const float*>(rows.stored(position, head));
+}
+
 // The writer's small random norms leave little of attention and MLP in the logits: add 1, as trained norms have it.
 Weights strong_weights(const std::string& path) {
   Weights w = load_weights(path);
@@ -274,8 +278,8 @@ TEST_P(EngineTest, HookSeesWhatGoesIntoTheCache) {
     for (size_t i = 0; i < 6 * heads; ++i) {  // by position, then by head
       const auto position = static_cast<int64_t>(i / heads), head = static_cast<int64_t>(i % heads);
       const float *k = key.data.data() + i * dim, *v = value.data.data() + i * dim;
-      EXPECT_TRUE(std::equal(k, k + dim, cache.k(layer).floats(position, head))) << info.name << ", " << i;
-      EXPECT_TRUE(std::equal(v, v + dim, cache.v(layer).floats(position, head))) << info.name << ", " << i;
+      EXPECT_TRUE(std::equal(k, k + dim, floats_of(cache.k(layer), position, head))) << info.name << ", " << i;
+      EXPECT_TRUE(std::equal(v, v + dim, floats_of(cache.v(layer), position, head))) << info.name << ", " << i;
     }
   }
 }

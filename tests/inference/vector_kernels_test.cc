@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "format/channel_grid.h"
+#include "format/grid.h"
 #include "format/number.h"
 #include "inference/kernels.h"
 #include "tests/inference/random.h"
@@ -20,9 +21,15 @@ class VectorKernelsTest : public testing::TestWithParam<Isa> {
   void SetUp() override {
     if (!isa_supported(GetParam())) GTEST_SKIP() << "this processor does not run " << isa_name(GetParam());
     ops_ = &vector_kernels(GetParam());
+    floats_ = find_cache_kernel(DType::F32, GetParam());
   }
   const VectorKernels* ops_ = nullptr;
+  const CacheKernel* floats_ = nullptr;
 };
+
+CachedRows floats(const std::vector<float>& x, int64_t stride, int64_t count, int64_t cols) {
+  return {reinterpret_cast<const uint8_t*>(x.data()), stride * static_cast<int64_t>(sizeof(float)), count, cols};
+}
 
 double gelu(double x) { return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x))); }
 double silu(double x) { return x / (1.0 + std::exp(-x)); }
@@ -175,13 +182,13 @@ TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
                                  v = random.floats(count * stride);
         std::vector<float> scores(static_cast<size_t>(heads * row), 7.0f),
             out(static_cast<size_t>(heads * q_stride), 7.0f);
-        ops_->scores(q.data(), q_stride, heads, {k.data(), stride, count, head_dim}, scale, scores.data(), row);
+        floats_->scores(q.data(), q_stride, heads, floats(k, stride, count, head_dim), scale, scores.data(), row);
         for (int64_t h = 0; h < heads; ++h) {
           ops_->softmax(scores.data() + h * row, count);
           ASSERT_EQ(scores[static_cast<size_t>(h * row + count)], 7.0f);  // nothing behind a head's is touched
         }
         for (const bool add : {false, true}) {
-          ops_->mix(scores.data(), row, heads, {v.data(), stride, count, head_dim}, add, out.data(), q_stride);
+          floats_->mix(scores.data(), row, heads, floats(v, stride, count, head_dim), add, out.data(), q_stride);
           // Scores are sums of head_dim products of at most 1, their error is the exponential's relative error; then
           // sums of count.
           const double factor = add ? 2 : 1;
@@ -206,20 +213,57 @@ TEST_P(VectorKernelsTest, AHeadDoesNotDependOnItsCompany) {
     for (const int64_t count : {1, 3, 4, 17}) {
       const int64_t heads = 5;
       const std::vector<float> q = random.floats(heads * head_dim), k = random.floats(count * head_dim);
-      const FloatRows rows = {k.data(), head_dim, count, head_dim};
+      const CachedRows rows = floats(k, head_dim, count, head_dim);
       std::vector<float> together(static_cast<size_t>(heads * count)), alone(together.size());
-      ops_->scores(q.data(), head_dim, heads, rows, 0.3f, together.data(), count);
+      floats_->scores(q.data(), head_dim, heads, rows, 0.3f, together.data(), count);
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t j = 0; j < count; ++j)
-          ops_->scores(q.data() + h * head_dim, head_dim, 1, {k.data() + j * head_dim, head_dim, 1, head_dim}, 0.3f,
-                       alone.data() + h * count + j, count);
+          floats_->scores(q.data() + h * head_dim, head_dim, 1, {rows.data + j * rows.stride, rows.stride, 1, head_dim},
+                          0.3f, alone.data() + h * count + j, count);
       EXPECT_EQ(together, alone) << head_dim << " x " << count;
       std::vector<float> mixed(static_cast<size_t>(heads * head_dim)), one(mixed.size());
-      ops_->mix(together.data(), count, heads, rows, false, mixed.data(), head_dim);
+      floats_->mix(together.data(), count, heads, rows, false, mixed.data(), head_dim);
       for (int64_t h = 0; h < heads; ++h)
-        ops_->mix(together.data() + h * count, count, 1, rows, false, one.data() + h * head_dim, head_dim);
+        floats_->mix(together.data() + h * count, count, 1, rows, false, one.data() + h * head_dim, head_dim);
       EXPECT_EQ(mixed, one) << head_dim << " x " << count;
     }
+}
+
+// To the bit: half floats and codes as the floats of their value, whatever bits they are.
+TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
+  Random random(11);
+  for (const CacheKernel& kernel : cache_kernels()) {
+    if (!isa_supported(kernel.isa) || kernel.type == DType::F32) continue;
+    const CacheKernel& reference = *find_cache_kernel(DType::F32, kernel.isa);
+    for (const int64_t cols : {8, 16, 24, 64, 72, 512})
+      for (const int64_t count : {1, 2, 3, 7, 16})
+        for (const int64_t heads : {1, 2, 3, 4, 7, 8}) {
+          const auto stride = static_cast<int64_t>(row_bytes(kernel.type, cols)) + 3;  // rows need not touch
+          std::vector<uint8_t> bytes(static_cast<size_t>(count * stride));
+          for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.floats(1)[0] * 128 + 128);
+          std::vector<float> decoded(static_cast<size_t>(count * cols));
+          for (int64_t j = 0; j < count; ++j) {
+            uint8_t* row = bytes.data() + j * stride;
+            // No half float that is not a number: the upper bits of the exponent are not all 1.
+            for (int64_t i = 1; kernel.type == DType::F16 && i < 2 * cols; i += 2) row[i] &= 0xbf;
+            float* out = decoded.data() + j * cols;
+            if (kernel.type == DType::F16) find_row_kernel(kernel.type, Isa::scalar)->decode(row, cols, out);
+            else find_channel_kernel(kernel.type, Isa::scalar)->decode(row, cols, 1.0f, out);
+          }
+          const CachedRows stored = {bytes.data(), stride, count, cols};
+          const std::vector<float> q = random.floats(heads * cols), weights = random.floats(heads * count);
+          std::vector<float> a(static_cast<size_t>(heads * count)), b(a.size()), c(q), d(q);
+          kernel.scores(q.data(), cols, heads, stored, 0.3f / kernel.unit, a.data(), count);
+          reference.scores(q.data(), cols, heads, floats(decoded, cols, count, cols), 0.3f, b.data(), count);
+          ASSERT_EQ(a, b) << dtype_name(kernel.type) << " " << cols << " x " << count << ", " << heads << " heads";
+          for (const bool add : {false, true}) {
+            kernel.mix(weights.data(), count, heads, stored, add, c.data(), cols);
+            reference.mix(weights.data(), count, heads, floats(decoded, cols, count, cols), add, d.data(), cols);
+          }
+          for (float& x : c) x /= kernel.unit;
+          ASSERT_EQ(c, d) << dtype_name(kernel.type) << " " << cols << " x " << count << ", " << heads << " heads";
+        }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, VectorKernelsTest, testing::ValuesIn(built_isas().begin(), built_isas().end()),

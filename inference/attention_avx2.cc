@@ -1,0 +1,234 @@
+// Attention with AVX2, FMA and F16C: queries with keys, and weights with values, as the cache stores them. Compiled
+// with those flags: see kernels_isa.h for what must not be used here.
+//
+// Four heads at a time share what is loaded and unpacked of two keys (or of sixteen columns of the values), and have
+// the eight chains of fused multiply-adds that hide their latency. In which order a sum is taken depends on the number
+// of its terms alone, so that it is the same whatever stands beside it.
+#include <immintrin.h>
+
+#include "inference/kernels_isa.h"
+#include "inference/lanes_avx2.h"
+
+namespace qat {
+namespace {
+
+template <class T>
+T load_as(const uint8_t* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Eight numbers of a row from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to the top of
+// their lanes, the rest of which is cleared; they are stored as code + half their range, which is two's complement but
+// for the highest bit.
+struct Floats32 {
+  static constexpr float kUnit = 1.0f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * i));
+  }
+};
+struct Floats16 {
+  static constexpr float kUnit = 1.0f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i)));
+  }
+};
+struct Codes8 {
+  static constexpr float kUnit = 1.0f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i))));
+  }
+};
+__m256 top_bits(__m256i shifted, int mask) {
+  const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));
+  return _mm256_cvtepi32_ps(_mm256_xor_si256(_mm256_and_si256(shifted, _mm256_set1_epi32(mask)), sign));
+}
+struct Codes4 {
+  static constexpr float kUnit = 0x1p28f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    const __m256i eight = _mm256_set1_epi32(load_as<int32_t>(row + i / 2));
+    const __m256i places = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    return top_bits(_mm256_sllv_epi32(eight, places), static_cast<int>(0xf0000000u));
+  }
+};
+struct Codes2 {
+  static constexpr float kUnit = 0x1p30f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    const __m256i eight = _mm256_set1_epi16(load_as<int16_t>(row + i / 4));
+    const __m256i places = _mm256_setr_epi32(30, 28, 26, 24, 22, 20, 18, 16);
+    return top_bits(_mm256_sllv_epi32(eight, places), static_cast<int>(0xc0000000u));
+  }
+};
+
+// ---- Queries with keys
+
+// Products of n heads with kKeys keys, lane by lane; nested for the reason that Lanes gives.
+template <int n, int kKeys>
+struct ScoreSums {
+  Lanes<kKeys> sum;
+  ScoreSums<n - 1, kKeys> rest;
+
+  template <class LoadQuery>
+  void add(const LoadQuery& load, const float* q, int64_t q_stride, const Lanes<kKeys>& keys) {
+    sum.add_product(load(q), keys);
+    rest.add(load, q + q_stride, q_stride, keys);
+  }
+  // Neighbours are added first, then pairs of them, then the halves of a vector, however many keys there are.
+  void store(float scale, float* out, int64_t out_stride) const {
+    const __m256 first = sum.x;
+    __m256 pairs;
+    if constexpr (kKeys == 4) {
+      pairs = _mm256_hadd_ps(_mm256_hadd_ps(first, sum.rest.x), _mm256_hadd_ps(sum.rest.rest.x, sum.rest.rest.rest.x));
+    } else if constexpr (kKeys == 2) {
+      const __m256 two = _mm256_hadd_ps(first, sum.rest.x);
+      pairs = _mm256_hadd_ps(two, two);
+    } else {
+      const __m256 one = _mm256_hadd_ps(first, first);
+      pairs = _mm256_hadd_ps(one, one);
+    }
+    const __m128 sums =
+        _mm_mul_ps(_mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)), _mm_set1_ps(scale));
+    if constexpr (kKeys == 4) _mm_storeu_ps(out, sums);
+    else if constexpr (kKeys == 2) _mm_storel_pi(reinterpret_cast<__m64*>(out), sums);
+    else _mm_store_ss(out, sums);
+    rest.store(scale, out + out_stride, out_stride);
+  }
+};
+template <int kKeys>
+struct ScoreSums<0, kKeys> {
+  template <class LoadQuery>
+  void add(const LoadQuery&, const float*, int64_t, const Lanes<kKeys>&) {}
+  void store(float, float*, int64_t) const {}
+};
+
+template <class Load, int kHeads, int kKeys>
+void score_tile(const float* q, int64_t q_stride, const CachedRows& k, const uint8_t* keys, float scale, float* out,
+                int64_t out_stride) {
+  ScoreSums<kHeads, kKeys> sums;
+  int64_t i = 0;
+  for (; i + 8 <= k.cols; i += 8) {
+    Lanes<kKeys> loaded;
+    loaded.fill([&](int64_t j) { return kept(Load::load(keys + j * k.stride, i)); });
+    sums.add([&](const float* p) { return kept(_mm256_loadu_ps(p + i)); }, q, q_stride, loaded);
+  }
+  if (i < k.cols) {  // only floats have such rows
+    const auto first = [&](const float* p) { return load_first(p + i, k.cols - i); };
+    Lanes<kKeys> loaded;
+    loaded.fill([&](int64_t j) { return first(reinterpret_cast<const float*>(keys + j * k.stride)); });
+    sums.add(first, q, q_stride, loaded);
+  }
+  sums.store(scale, out, out_stride);
+}
+
+template <class Load, int kHeads>
+void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float scale, float* out, int64_t out_stride) {
+  constexpr int kKeys = kHeads == 4 ? 2 : 4;
+  int64_t j = 0;
+  for (; j + kKeys <= k.count; j += kKeys)
+    score_tile<Load, kHeads, kKeys>(q, q_stride, k, k.data + j * k.stride, scale, out + j, out_stride);
+  for (; j < k.count; ++j)
+    score_tile<Load, kHeads, 1>(q, q_stride, k, k.data + j * k.stride, scale, out + j, out_stride);
+}
+
+template <class Load>
+void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
+            int64_t out_stride) {
+  for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride)
+    score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);
+  if (heads >= 2) {
+    score_heads<Load, 2>(q, q_stride, k, scale, out, out_stride);
+    q += 2 * q_stride;
+    out += 2 * out_stride;
+  }
+  if (heads % 2 != 0) score_heads<Load, 1>(q, q_stride, k, scale, out, out_stride);
+}
+
+// ---- Weights with values
+
+// Columns i .. i + 8 * kVectors of n heads.
+template <int n, int kVectors>
+struct MixSums {
+  Lanes<kVectors> sum;
+  MixSums<n - 1, kVectors> rest;
+
+  void load(const float* out, int64_t stride) {
+    sum.load(out);
+    rest.load(out + stride, stride);
+  }
+  void add(const float* weight, int64_t weight_stride, const Lanes<kVectors>& v) {
+    sum.add_product(_mm256_broadcast_ss(weight), v);
+    rest.add(weight + weight_stride, weight_stride, v);
+  }
+  void store(float* out, int64_t stride) const {
+    sum.store(out);
+    rest.store(out + stride, stride);
+  }
+};
+template <int kVectors>
+struct MixSums<0, kVectors> {
+  void load(const float*, int64_t) {}
+  void add(const float*, int64_t, const Lanes<kVectors>&) {}
+  void store(float*, int64_t) const {}
+};
+
+template <class Load, int kHeads, int kVectors>
+void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& rows, bool add, float* out,
+                 int64_t out_stride, int64_t i) {
+  MixSums<kHeads, kVectors> sums;
+  if (add) sums.load(out + i, out_stride);
+  const uint8_t* row = rows.data;
+  for (int64_t j = 0; j < rows.count; ++j, row += rows.stride) {
+    Lanes<kVectors> values;
+    values.fill([&](int64_t vector) { return kept(Load::load(row, i + 8 * vector)); });
+    sums.add(weights + j, weight_stride, values);
+  }
+  sums.store(out + i, out_stride);
+}
+
+// What is left of whole vectors; only floats have such rows.
+void mix_rest(const float* weights, const CachedRows& v, bool add, float* out, int64_t i) {
+  for (; i < v.cols; ++i) {
+    float sum = add ? out[i] : 0.0f;
+    for (int64_t j = 0; j < v.count; ++j)
+      sum = __builtin_fmaf(weights[j], load_as<float>(v.data + j * v.stride + 4 * i), sum);
+    out[i] = sum;
+  }
+}
+
+template <class Load, int kHeads>
+void mix_heads(const float* weights, int64_t weight_stride, const CachedRows& v, bool add, float* out,
+               int64_t out_stride) {
+  constexpr int kVectors = kHeads == 4 ? 2 : 4;
+  int64_t i = 0;
+  for (; i + 8 * kVectors <= v.cols; i += 8 * kVectors)
+    mix_columns<Load, kHeads, kVectors>(weights, weight_stride, v, add, out, out_stride, i);
+  for (; i + 8 <= v.cols; i += 8) mix_columns<Load, kHeads, 1>(weights, weight_stride, v, add, out, out_stride, i);
+  for (int64_t h = 0; i < v.cols && h < kHeads; ++h)
+    mix_rest(weights + h * weight_stride, v, add, out + h * out_stride, i);
+}
+
+template <class Load>
+void mix(const float* weights, int64_t weight_stride, int64_t heads, const CachedRows& v, bool add, float* out,
+         int64_t out_stride) {
+  for (; heads >= 4; heads -= 4, weights += 4 * weight_stride, out += 4 * out_stride)
+    mix_heads<Load, 4>(weights, weight_stride, v, add, out, out_stride);
+  if (heads >= 2) {
+    mix_heads<Load, 2>(weights, weight_stride, v, add, out, out_stride);
+    weights += 2 * weight_stride;
+    out += 2 * out_stride;
+  }
+  if (heads % 2 != 0) mix_heads<Load, 1>(weights, weight_stride, v, add, out, out_stride);
+}
+
+template <DType type, class Load>
+constexpr CacheKernel kKernel = {type, Isa::avx2, Load::kUnit, scores<Load>, mix<Load>};
+
+}  // namespace
+
+const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes] = {
+    kKernel<DType::F32, Floats32>, kKernel<DType::F16, Floats16>, kKernel<DType::I2, Codes2>,
+    kKernel<DType::I4, Codes4>,    kKernel<DType::I8, Codes8>,
+};
+
+}  // namespace qat
