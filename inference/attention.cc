@@ -32,12 +32,13 @@ Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
   return {&cache, kernel, is_decoded, cache.scale() / kernel->unit};
 }
 
-// use(rows, the position of the first of them) for all positions that some row of activations sees.
+// use(rows, the position of the first of them) for all positions that some row of activations sees, in blocks that
+// begin at multiples of kAttentionBlock, wherever the rows begin, so that sums are cut up alike for each.
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Use& use) {
   const int64_t end = a.position + a.rows;
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
-    n = std::min({end - position, kAttentionBlock, source.cache->run(position)});
+    n = std::min({end - position, kAttentionBlock - position % kAttentionBlock, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
     // While this block is attended to, memory brings what comes after the next.
     const uint8_t* ahead = rows.data + std::max(kAhead, n * rows.stride);
