@@ -73,7 +73,7 @@ std::string escape_markdown(const std::string& text) {
     else if (c == '<') out += "&lt;";
     else if (c == '>') out += "&gt;";
     else if (c == '&') out += "&amp;";
-    else if (std::strchr("\\`*_{}[]()#+!|~$:@", c) != nullptr) out += std::string("\\") + c;
+    else if (std::strchr("\\`*_[]#!|~$@", c) != nullptr) out += std::string("\\") + c;
     else out += c;
   }
   return out;

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "qat/report/escape.h"
+#include "qat/report/rows.h"
 #include "qat/report/svg.h"
 
 namespace qat {
@@ -223,6 +224,7 @@ std::string perplexity_plot(const Report& report) {
     range.add(row.perplexity.value - row.perplexity.error);
     range.add(row.perplexity.value + row.perplexity.error);
   }
+  const std::vector<ReportRow> texts = report_rows(report);
   constexpr double kRow = 44.0, kTop = 8.0;
   Plot plot(kWidth, kTop + kRow * static_cast<double>(rows.size()) + 48, {16, 16, kTop, 44},
             linear_axis(range.low, range.high, "perplexity"), Axis{0.0, 1.0, false, "", {}});
@@ -232,7 +234,7 @@ std::string perplexity_plot(const Report& report) {
     const Estimate& p = rows[i].perplexity;
     const double base = kTop + kRow * static_cast<double>(i), y = base + 29;
     plot.text(plot.left(), base + 16, plot_label(rows[i].label, 36), Anchor::start, "label halo");
-    plot.text(plot.right(), base + 16, number_text(p.value, 5) + " ± " + number_text(p.error, 2), Anchor::end,
+    plot.text(plot.right(), base + 16, texts[i].perplexity + " ± " + texts[i].perplexity_error, Anchor::end,
               "value halo");
     plot.segment(plot.x(p.value - p.error), y, plot.x(p.value + p.error), y, "error");
     plot.segment(plot.x(p.value - rows[i].paired), y, plot.x(p.value + rows[i].paired), y, "error paired");

@@ -63,7 +63,7 @@ std::string samples(const Report& report) {
   std::string out = "\n## What they write\n\nGreedy continuations of\n\n" + verbatim(report.prompt);
   out += "\n" + escape_markdown(report.float_label) + ":\n\n" + verbatim(report.float_sample);
   for (const ReportModel& m : report.models)
-    out += "\n" + escape_markdown(m.label) + " (" + sample_note(m) + "):\n\n" + verbatim(m.sample);
+    out += "\n" + escape_markdown(m.label) + ": " + sample_note(m) + "\n\n" + verbatim(m.sample);
   return out;
 }
 
