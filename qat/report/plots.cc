@@ -52,34 +52,36 @@ struct Box {
   }
 };
 
-struct Placed {
-  double x, y;
-  Anchor anchor;
-  Box box;
-};
-
-// Right of the point, left, above, below: the first that covers nothing, else the one that covers least.
-Placed place_label(double x, double y, double width, const std::vector<Box>& taken, const Box& frame) {
-  std::vector<Placed> places;
-  const auto try_at = [&](double at_x, double at_y, Anchor anchor, double left) {
-    places.push_back({at_x, at_y, anchor, {left, at_y - 11, left + width, at_y + 3}});
+// Right of the point, left, above, below: the first box that covers nothing, else the one that covers least.
+Box place_label(double x, double y, double width, const std::vector<Box>& taken, const Box& frame) {
+  std::vector<Box> places;
+  const auto try_at = [&](double left, double baseline) {
+    places.push_back({left, baseline - 11, left + width, baseline + 3});
   };
-  try_at(x + 10, y + 4, Anchor::start, x + 10);
-  try_at(x - 10, y + 4, Anchor::end, x - 10 - width);
-  try_at(x, y - 11, Anchor::middle, x - width / 2);
-  try_at(x, y + 20, Anchor::middle, x - width / 2);
-  try_at(x + 10, y - 10, Anchor::start, x + 10);
-  try_at(x + 10, y + 18, Anchor::start, x + 10);
-  try_at(x - 10, y - 10, Anchor::end, x - 10 - width);
-  try_at(x - 10, y + 18, Anchor::end, x - 10 - width);
-  const auto cost = [&](const Placed& p) {
-    const double area = (p.box.x2 - p.box.x1) * (p.box.y2 - p.box.y1);
-    double covered = 2 * (area - p.box.overlap(frame));
-    for (const Box& box : taken) covered += p.box.overlap(box);
+  const double right = x + 10, left = x - 10 - width;
+  try_at(right, y + 4);
+  try_at(left, y + 4);
+  try_at(x - width / 2, y - 11);
+  try_at(x - width / 2, y + 20);
+  try_at(right, y - 10);
+  try_at(right, y + 18);
+  try_at(left, y - 10);
+  try_at(left, y + 18);
+  const auto cost = [&](const Box& p) {
+    const double area = (p.x2 - p.x1) * (p.y2 - p.y1);
+    double covered = 2 * (area - p.overlap(frame));
+    for (const Box& box : taken) covered += p.overlap(box);
     return covered;
   };
   return *std::min_element(places.begin(), places.end(),
-                           [&](const Placed& a, const Placed& b) { return cost(a) < cost(b) - 1e-9; });
+                           [&](const Box& a, const Box& b) { return cost(a) < cost(b) - 1e-9; });
+}
+
+// Whether the marker of a point, one of the first `points` boxes, meets another's.
+bool is_crowded(const std::vector<Box>& taken, size_t point, size_t points) {
+  for (size_t i = 0; i < points; ++i)
+    if (i != point && taken[i].overlap(taken[point]) > 0.0) return true;
+  return false;
 }
 
 // --- Curves ---
@@ -203,10 +205,12 @@ std::string size_plot(const Report& report) {
     plot.segment(x, plot.y(below), x, plot.y(m.kl.kld.value + m.kl.kld.error), "error");
     plot.marker(points[i], static_cast<int>(i) + 1,
                 m.label + ": " + number_text(points[i].x, 4) + " MB, mean KLD " + number_text(m.kl.kld.value, 4));
-    const std::string label = plot_label(m.label);
-    const Placed place = place_label(x, plot.y(points[i].y), text_width(label), taken, frame);
-    taken.push_back(place.box);
-    plot.text(place.x, place.y, label, place.anchor, "label");
+    // Where markers cover each other, the value tells whose label it is.
+    const std::string value = is_crowded(taken, i, points.size()) ? ": " + number_text(m.kl.kld.value, 3) : "";
+    const std::string label = plot_label(m.label) + value;
+    const Box place = place_label(x, plot.y(points[i].y), text_width(label), taken, frame);
+    taken.push_back(place);
+    plot.text(place.x1, place.y2 - 3, label, Anchor::start, "label halo");
   }
   return plot.svg("Size of each model against its mean KL divergence from the float model");
 }

@@ -130,6 +130,7 @@ std::string sample_note(const ReportModel& m) {
   if (m.sample_equal == m.sample_tokens)
     return "All " + std::to_string(m.sample_tokens) + " tokens are the float model's.";
   if (m.sample_equal == 0) return "Differs from the first token on.";
+  if (m.sample_equal == 1) return "The first token is the float model's.";
   return "The first " + std::to_string(m.sample_equal) + " of " + std::to_string(m.sample_tokens) +
          " tokens are the float model's.";
 }
