@@ -208,9 +208,10 @@ std::string size_plot(const Report& report) {
     // Where markers cover each other, the value tells whose label it is.
     const std::string value = is_crowded(taken, i, points.size()) ? ": " + number_text(m.kl.kld.value, 3) : "";
     const std::string label = plot_label(m.label) + value;
-    const Box place = place_label(x, plot.y(points[i].y), text_width(label), taken, frame);
+    const Box place = place_label(x, plot.y(points[i].y), 1.1 * text_width(label), taken, frame);
     taken.push_back(place);
-    plot.text(place.x1, place.y2 - 3, label, Anchor::start, "label halo");
+    const bool left = place.x2 < x;
+    plot.text(left ? place.x2 : place.x1, place.y2 - 3, label, left ? Anchor::end : Anchor::start, "label halo");
   }
   return plot.svg("Size of each model against its mean KL divergence from the float model");
 }
