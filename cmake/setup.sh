@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config git libeigen3-dev libcli11-dev nlohmann-json3-dev libtomlplusplus-dev
-          libpcre2-dev libutf8proc-dev libprotobuf-c-dev protobuf-c-compiler libxxhash-dev)
+          libpcre2-dev libutf8proc-dev libprotobuf-c-dev protobuf-c-compiler libxxhash-dev libkainjow-mustache-dev)
 training=yes user_torch_wanted=yes
 for option in "$@"; do
   case $option in

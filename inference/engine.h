@@ -51,6 +51,9 @@ struct Weights {
 // Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot
 // run.
 Weights load_weights(const std::string& path);
+// A tensor of the model's table as loaded; nullptr when it is none of that kind. A tied head is the embedding.
+const Matrix* find_matrix(const Weights& weights, const TensorInfo& info);
+const std::vector<float>* find_norm(const Weights& weights, const TensorInfo& info);
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 
 struct EngineOptions {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <fstream>
 
 #include "format/error.h"
@@ -35,15 +36,17 @@ std::vector<Block> blocks_of(int64_t context) {
 
 int64_t scored_per_chunk(int64_t context) { return context - 1 - context / 2; }
 
-// An engine that goes through the chunks, with room for the logits of a block.
+// An engine that goes through the chunks. `logits` holds the block read last; readers that take turns may share it.
 class Reader {
  public:
-  Reader(Engine& engine, const EvalChunks& chunks)
+  Reader(Engine& engine, const EvalChunks& chunks, std::vector<float>& logits)
       : engine_(engine),
         chunks_(chunks),
         cache_(engine, chunks.context),
         vocab_(engine.config().vocab),
-        logits_(static_cast<size_t>(kScoredAtOnce * vocab_)) {}
+        logits_(logits) {
+    logits_.resize(static_cast<size_t>(kScoredAtOnce * vocab_));
+  }
 
   void read(int64_t chunk, const Block& block) {
     if (block.begin == 0) {
@@ -79,7 +82,7 @@ class Reader {
   const EvalChunks& chunks_;
   KvCache cache_;
   int64_t vocab_;
-  std::vector<float> logits_;
+  std::vector<float>& logits_;
   std::vector<int32_t> tokens_;  // of the current chunk, with BOS in front
 };
 
@@ -114,7 +117,8 @@ EvalChunks make_chunks(const Tokenizer& tokenizer, const std::string& text, cons
 }
 
 PerplexityResult perplexity(Engine& engine, const EvalChunks& chunks, const EvalProgress& progress) {
-  Reader reader(engine, chunks);
+  std::vector<float> logits;
+  Reader reader(engine, chunks, logits);
   PerplexityMeter meter;
   std::vector<double> nlls(static_cast<size_t>(kScoredAtOnce));
   const auto score = [&](int64_t chunk, const Block& block) {
@@ -131,7 +135,8 @@ PerplexityResult perplexity(Engine& engine, const EvalChunks& chunks, const Eval
 
 PerplexityResult save_base(Engine& engine, const EvalChunks& chunks, const std::string& path,
                            const EvalProgress& progress) {
-  Reader reader(engine, chunks);
+  std::vector<float> logits;
+  Reader reader(engine, chunks, logits);
   LogitsBaseWriter writer(path, chunks, reader.vocab());
   PerplexityMeter meter;
   std::vector<double> nlls(static_cast<size_t>(kScoredAtOnce));
@@ -152,23 +157,37 @@ PerplexityResult save_base(Engine& engine, const EvalChunks& chunks, const std::
   return meter.result();
 }
 
-KlResult kl_divergence(Engine& engine, Engine& base, const EvalChunks& chunks, const EvalProgress& progress) {
-  QAT_CHECK(engine.config().vocab == base.config().vocab);
-  Reader reader(engine, chunks), base_reader(base, chunks);
-  KlMeter meter;
+std::vector<KlResult> kl_divergences(Span<Engine* const> engines, Engine& base, const EvalChunks& chunks,
+                                     const EvalProgress& progress) {
+  for (const Engine* engine : engines) QAT_CHECK(engine->config().vocab == base.config().vocab);
+  std::vector<float> logits, base_logits;
+  Reader base_reader(base, chunks, base_logits);
+  std::deque<Reader> readers;
+  for (Engine* engine : engines) readers.emplace_back(*engine, chunks, logits);
+  std::vector<KlMeter> meters(engines.size());
   std::vector<TokenComparison> tokens(static_cast<size_t>(kScoredAtOnce));
   const auto score = [&](int64_t chunk, const Block& block) {
     base_reader.read(chunk, block);
-    reader.read(chunk, block);
-    reader.for_rows(block, [&](int64_t i, int) {
-      const float base_lse = log_sum_exp(reader.kernels(), base_reader.row(i), reader.vocab());
-      tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), base_reader.row(i), base_lse, reader.row(i),
-                                                    reader.vocab(), reader.next_token(chunk, block, i));
-    });
-    for (int64_t i = 0; i < block.rows(); ++i) meter.add(tokens[static_cast<size_t>(i)]);
+    for (size_t model = 0; model < engines.size(); ++model) {
+      Reader& reader = readers[model];
+      reader.read(chunk, block);
+      reader.for_rows(block, [&](int64_t i, int) {
+        const float base_lse = log_sum_exp(reader.kernels(), base_reader.row(i), reader.vocab());
+        tokens[static_cast<size_t>(i)] = compare_rows(reader.kernels(), base_reader.row(i), base_lse, reader.row(i),
+                                                      reader.vocab(), reader.next_token(chunk, block, i));
+      });
+      for (int64_t i = 0; i < block.rows(); ++i) meters[model].add(tokens[static_cast<size_t>(i)]);
+    }
   };
-  for_blocks(chunks, progress, score, [&] { return meter.running_ppl(); });
-  return meter.result();
+  for_blocks(chunks, progress, score, [&] { return meters.front().running_ppl(); });
+  std::vector<KlResult> results;
+  for (const KlMeter& meter : meters) results.push_back(meter.result());
+  return results;
+}
+
+KlResult kl_divergence(Engine& engine, Engine& base, const EvalChunks& chunks, const EvalProgress& progress) {
+  Engine* const engines[] = {&engine};
+  return kl_divergences({engines, 1}, base, chunks, progress).front();
 }
 
 bool is_saved_base(const std::string& path) {
@@ -191,7 +210,8 @@ KlResult kl_divergence(Engine& engine, const std::string& base_path, const EvalP
   EvalChunks chunks = base.chunks();
   chunks.bos_id = static_cast<int32_t>(engine.config().bos_id);
   chunks.add_bos = chunks.tokens.front() == chunks.bos_id;
-  Reader reader(engine, chunks);
+  std::vector<float> logits;
+  Reader reader(engine, chunks, logits);
   KlMeter meter;
   std::vector<TokenComparison> tokens(static_cast<size_t>(kScoredAtOnce));
   std::vector<float> base_rows(static_cast<size_t>(reader.workers() * base.vocab()));  // one per worker

@@ -57,6 +57,10 @@ PerplexityResult perplexity(Engine& engine, const EvalChunks& chunks, const Eval
 // can be compared. One does remain apart: the saved base's own perplexity takes such a token of the text for likelier
 // than it is.
 KlResult kl_divergence(Engine& engine, Engine& base, const EvalChunks& chunks, const EvalProgress& progress = {});
+// The same of one or more models (of one vocabulary, checked), in their order; the base reads the text once. The
+// progress shows the first one's perplexity.
+std::vector<KlResult> kl_divergences(Span<Engine* const> engines, Engine& base, const EvalChunks& chunks,
+                                     const EvalProgress& progress = {});
 
 // Base logits in llama-perplexity's own file (--kl-divergence-base), so that either program reads the other's.
 PerplexityResult save_base(Engine& engine, const EvalChunks& chunks, const std::string& path,

@@ -202,6 +202,14 @@ Weights load_weights(const std::string& path) {
   return {};
 }
 
+const Matrix* find_matrix(const Weights& weights, const TensorInfo& info) {
+  return matrix_of(const_cast<Weights&>(weights), info);  // which changes nothing
+}
+
+const std::vector<float>* find_norm(const Weights& weights, const TensorInfo& info) {
+  return norm_of(const_cast<Weights&>(weights), info);
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
   if (detect_model_kind(path) == ModelKind::gguf) return tokenizer_from_gguf(GgufFile(path));
   return tokenizer_from_hf(path, model_config_from_hf(path).vocab);

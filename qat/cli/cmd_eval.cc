@@ -11,6 +11,7 @@
 #include "qat/cli/options.h"
 #include "qat/cli/summary.h"
 #include "qat/progress.h"
+#include "qat/report/report.h"
 
 namespace qat {
 namespace {
@@ -34,26 +35,10 @@ struct EvalReport {
 
 // --- Running ---
 
-// Both sides must mean the same thing by a token id.
-void check_same_tokens(const EvalChunks& chunks, const std::string& path, const EvalChunks& base,
-                       const std::string& base_path) {
-  if (base.tokens.size() != chunks.tokens.size() || base.context != chunks.context) {
-    fail(base_path, ": ", base.count(), " chunks of ", base.context, " tokens, but the text is ", chunks.count(),
-         " of ", chunks.context, " for ", path);
-  }
-  for (size_t i = 0; i < chunks.tokens.size(); ++i) {
-    if (chunks.tokens[i] == base.tokens[i]) continue;
-    fail(base_path, ": token ", i, " of the text is ", base.tokens[i], ", but ", chunks.tokens[i], " for ", path,
-         ": not the same tokenizer, or not the same text");
-  }
-}
-
 KlResult run_against_model(RunningModel& model, const EvalOptions& options, const std::string& text,
                            const EvalChunks& chunks, const EvalProgress& progress) {
   RunningModel base = run_model(options.base, options.engine);
-  const int64_t vocab = model.engine->config().vocab, base_vocab = base.engine->config().vocab;
-  if (vocab != base_vocab)
-    fail(options.base, ": the vocabulary has ", base_vocab, " tokens, that of ", options.model, " has ", vocab);
+  check_same_vocabulary(model, base);
   check_same_tokens(chunks, options.model,
                     make_chunks(*base.tokenizer, text, options.text, options.context, options.chunks), options.base);
   return kl_divergence(*model.engine, *base.engine, chunks, progress);
@@ -71,13 +56,6 @@ EvalChunks saved_chunks(const RunningModel& model, const EvalOptions& options) {
   return saved;
 }
 
-void warn_about_context(const EvalOptions& options, const ModelConfig& config, int64_t context) {
-  if (config.context > 0 && context > config.context) {
-    std::fprintf(stderr, "%s: --context %lld is more than the %lld tokens the model was made for\n",
-                 options.model.c_str(), static_cast<long long>(context), static_cast<long long>(config.context));
-  }
-}
-
 EvalReport evaluate(const EvalOptions& options, bool saved) {
   if (options.text.empty() && !saved) fail("--text is required: a text file");
   if (!options.save_base.empty() && !options.base.empty())
@@ -87,7 +65,7 @@ EvalReport evaluate(const EvalOptions& options, bool saved) {
   const std::string text = saved ? "" : read_text(options.text);
   const EvalChunks chunks = saved ? saved_chunks(model, options)
                                   : make_chunks(*model.tokenizer, text, options.text, options.context, options.chunks);
-  warn_about_context(options, model.engine->config(), chunks.context);
+  warn_about_context(options.model, model.engine->config(), chunks.context);
 
   const InterruptGuard guard;
   ProgressBar bar("eval", chunks.count());
@@ -118,15 +96,6 @@ double tokens_per_second(const EvalReport& report) {
 }
 
 // --- JSON ---
-
-// "max", "p99.9", ..., "p50", ..., "min".
-std::string percentile_key(double fraction) {
-  if (fraction >= 1.0) return "max";
-  if (fraction <= 0.0) return "min";
-  char text[16];
-  std::snprintf(text, sizeof text, "p%g", fraction * 100);
-  return text;
-}
 
 using Json = nlohmann::ordered_json;
 
@@ -164,18 +133,11 @@ Json report_json(const EvalOptions& options, const EvalReport& report) {
   put(json, "perplexity", report.model.perplexity);
   json["mean_nll"] = report.model.mean_nll;
   if (report.kl) {
-    const KlResult& kl = *report.kl;
-    put(json, "base_perplexity", kl.ppl_base);
-    put(json, "ln_ppl_ratio", kl.ln_ratio);
-    put(json, "ppl_ratio", kl.ratio);
-    put(json, "ppl_difference", kl.difference);
-    json["ppl_correlation"] = kl.nll_correlation;
-    put(json, "mean_kld", kl.kld);
-    json["kld_percentiles"] = percentiles_json(kl.kld_percentiles);
-    put(json, "mean_delta_p", kl.delta_p);
-    put(json, "rms_delta_p", kl.rms_delta_p);
-    json["delta_p_percentiles"] = percentiles_json(kl.delta_p_percentiles);
-    put(json, "same_top", kl.same_top);
+    for (const Figure& figure : kl_figures(*report.kl)) {
+      if (!figure.percentiles.empty()) json[figure.key] = percentiles_json(figure.percentiles);
+      else if (figure.error) put(json, figure.key, {figure.value, *figure.error});
+      else json[figure.key] = figure.value;
+    }
   }
   json["size_bytes"] = report.size_bytes;
   json["bits_per_weight"] = report.bits_per_weight;

@@ -72,6 +72,7 @@ void add_commands(CLI::App& app) {
   add_quantize_command(app);
   add_export_command(app);
   add_eval_command(app);
+  add_compare_command(app);
   add_bench_command(app);
   add_generate_command(app);
   add_inspect_command(app);

@@ -13,6 +13,7 @@
 #include "format/checkpoint.h"
 #include "format/error.h"
 #include "format/file_io.h"
+#include "inference/evaluate.h"
 
 namespace qat {
 namespace fs = std::filesystem;
@@ -173,6 +174,32 @@ RunningModel run_model(const std::string& path, const EngineOptions& options) {
   }
   model.engine = std::make_unique<Engine>(std::move(weights), options);
   return model;
+}
+
+void check_same_vocabulary(const RunningModel& model, const RunningModel& base) {
+  const int64_t vocab = model.engine->config().vocab, base_vocab = base.engine->config().vocab;
+  if (vocab != base_vocab)
+    fail(base.path, ": the vocabulary has ", base_vocab, " tokens, that of ", model.path, " has ", vocab);
+}
+
+void check_same_tokens(const EvalChunks& chunks, const std::string& path, const EvalChunks& base,
+                       const std::string& base_path) {
+  if (base.tokens.size() != chunks.tokens.size() || base.context != chunks.context) {
+    fail(base_path, ": ", base.count(), " chunks of ", base.context, " tokens, but the text is ", chunks.count(),
+         " of ", chunks.context, " for ", path);
+  }
+  for (size_t i = 0; i < chunks.tokens.size(); ++i) {
+    if (chunks.tokens[i] == base.tokens[i]) continue;
+    fail(base_path, ": token ", i, " of the text is ", base.tokens[i], ", but ", chunks.tokens[i], " for ", path,
+         ": not the same tokenizer, or not the same text");
+  }
+}
+
+void warn_about_context(const std::string& path, const ModelConfig& config, int64_t context) {
+  if (config.context > 0 && context > config.context) {
+    std::fprintf(stderr, "%s: --context %lld is more than the %lld tokens the model was made for\n", path.c_str(),
+                 static_cast<long long>(context), static_cast<long long>(config.context));
+  }
 }
 
 std::string read_text(const std::string& path) {

@@ -19,6 +19,8 @@ class Option;
 
 namespace qat {
 
+struct EvalChunks;
+
 // --- Options ---
 
 constexpr const char* kModelHelp = "GGUF file, Hugging Face directory (float or mobile) or quantized checkpoint";
@@ -54,6 +56,13 @@ struct RunningModel {
   std::unique_ptr<Engine> engine;
 };
 RunningModel run_model(const std::string& path, const EngineOptions& options);
+
+// Both sides must mean the same thing by a token id: the sizes, and what each tokenizer makes of the text.
+void check_same_vocabulary(const RunningModel& model, const RunningModel& base);
+void check_same_tokens(const EvalChunks& chunks, const std::string& path, const EvalChunks& base,
+                       const std::string& base_path);
+// Says so on stderr when `context` is more than the model was made for.
+void warn_about_context(const std::string& path, const ModelConfig& config, int64_t context);
 
 std::string read_text(const std::string& path);  // throws Error when it is empty
 
