@@ -51,6 +51,8 @@ struct Weights {
 // Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot
 // run.
 Weights load_weights(const std::string& path);
+// A matrix of the model's table; nullptr when it is none. A tied head has none of its own.
+Matrix* find_matrix(Weights& weights, const TensorInfo& info);
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 
 struct EngineOptions {
