@@ -59,13 +59,13 @@ GptqLayers::GptqLayers(const std::string& hf_directory, const std::vector<std::v
       total_ += kRoundingAWeight * static_cast<double>(info.shape[0]) * static_cast<double>(info.shape[1]);
   }
   const int layers = static_cast<int>(run_.config().layers.size());
-  for (int layer = 0; layer < layers; ++layer)  // nobody reads what the last one makes
+  for (int layer = 0; layer < layers; ++layer)  // the last one is only measured
     total_ += (layer + 1 < layers ? 2.0 : 1.0) * run_work(table_, layer, run_.tokens());
 }
 
 void GptqLayers::report(double work) {
   constexpr double kUnit = 1e6;
-  done_ += work;
+  done_ = std::min(total_, done_ + work);
   if (progress_) progress_(static_cast<int64_t>(done_ / kUnit), static_cast<int64_t>(total_ / kUnit) + 1);
 }
 
@@ -137,12 +137,15 @@ void GptqLayers::count_weights(int64_t weights) { report(kRoundingAWeight * stat
 
 void GptqLayers::finish(int layer) {
   moments_.clear();
-  const double work = run_work(table_, layer, run_.tokens()), tokens = static_cast<double>(run_.tokens());
+  const auto tokens = static_cast<double>(run_.tokens());
+  const double work = run_work(table_, layer, run_.tokens());
   int64_t before = 0;
-  run_.run_layer(static_cast<size_t>(layer), true, [&](int64_t done) {
-    report(work * static_cast<double>(done - before) / tokens);
-    before = done;
-  });
+  if (layer + 1 < static_cast<int>(run_.config().layers.size())) {  // nobody reads what the last one makes
+    run_.run_layer(static_cast<size_t>(layer), true, [&](int64_t done) {
+      report(work * static_cast<double>(done - before) / tokens);
+      before = done;
+    });
+  }
   for (const TensorInfo& info : table_)
     if (info.layer == layer && is_measured(info)) find_matrix(run_.weights(), info)->data = nullptr;
   layer_.clear();

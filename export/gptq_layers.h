@@ -40,7 +40,7 @@ class GptqLayers {
   void install(const TensorInfo& info, DType type, std::vector<uint8_t> rows, std::vector<float> scales = {});
   // Weights that were rounded without moments: they count too.
   void count_weights(int64_t weights);
-  // Runs the layer as it is now: the next one reads what it makes.
+  // Runs the layer as it is now: the next one, if there is one, reads what it makes.
   void finish(int layer);
 
  private:

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
-#include <set>
 
 #include "export/gptq_layers.h"
 #include "export/mobile_export.h"
@@ -81,10 +81,10 @@ class WeightQuantizer {
     return specs;
   }
 
-  // The same by the rule gptq, which finds scales and codes together: those codes are kept in files of `folder`.
-  std::vector<MobileSpec> round_layers(const std::string& folder) {
+  // The same by the rule gptq, which finds scales and codes together: those codes are kept in a file.
+  std::vector<MobileSpec> round_layers(const std::string& path) {
     std::vector<MobileSpec> specs(jobs_.size());
-    folder_ = folder;
+    AtomicFile file(path);
     GptqLayers layers(checkpoint_.directory(), options_.calibration, options_.threads,
                       [&](int64_t done, int64_t total) {
                         if (progress_) progress_("layers", done, total);
@@ -95,7 +95,10 @@ class WeightQuantizer {
       if (job.info->layer != current) {
         if (current >= 0) layers.finish(current);
         current = job.info->layer;
-        if (current >= 0) layers.measure(current);
+        if (current >= 0) {
+          check_layer(current);
+          layers.measure(current);
+        }
       }
       specs[i].dtype = job.type;
       specs[i].scales_per_row = job.scales_per_row;
@@ -104,8 +107,8 @@ class WeightQuantizer {
       scales.resize(static_cast<size_t>(job.rows() * job.scales_per_row));
       if (const InputMoments* moments = layers.moments(*job.info)) {
         std::vector<uint8_t> codes = round_tensor(job, *moments, scales.data());
-        write_file(codes_file(i), std::string(codes.begin(), codes.end()));
-        has_codes_.insert(i);
+        codes_at_[i] = file.position();
+        file.write(codes.data(), codes.size());
         layers.install(*job.info, job.type, std::move(codes), scales);
         continue;
       }
@@ -119,6 +122,8 @@ class WeightQuantizer {
           std::copy_n(scales.begin() + row * job.scales_per_row, job.scales_per_row, out);
         });
     }
+    file.commit();
+    codes_ = MappedFile(path);
     return specs;
   }
 
@@ -130,15 +135,14 @@ class WeightQuantizer {
     for (const size_t i : writer.order()) {
       const Job& job = jobs_[i];
       const size_t stride = row_bytes(job.type, job.cols());
-      const MappedFile codes = has_codes_.count(i) != 0 ? MappedFile(codes_file(i)) : MappedFile();
+      const auto kept = codes_at_.find(i);
       each_slab(job, [&](int64_t row, int64_t count) {
-        const uint8_t* rows = codes.bytes().data() + static_cast<size_t>(row) * stride;
-        if (has_codes_.count(i) == 0) {
-          stored.resize(static_cast<size_t>(count) * stride);
-          encode(job, specs[i].scales.data(), row, count, stored.data());
-          rows = stored.data();
-        }
-        writer.append_rows(i, rows, count);
+        stored.resize(static_cast<size_t>(count) * stride);
+        if (kept == codes_at_.end()) encode(job, specs[i].scales.data(), row, count, stored.data());
+        else
+          std::copy_n(codes_.bytes().data() + kept->second + static_cast<size_t>(row) * stride, stored.size(),
+                      stored.begin());
+        writer.append_rows(i, stored.data(), count);
         report("codes", done += count * job.cols());
       });
     }
@@ -154,7 +158,11 @@ class WeightQuantizer {
     return found->second.data();
   }
 
-  std::string codes_file(size_t i) const { return folder_ + "/" + std::to_string(i); }
+  // Before a layer is run: what is wrong with its weights would show in the activations first.
+  void check_layer(int layer) const {
+    for (const Job& job : jobs_)
+      if (job.info->layer == layer) each_row(job, 0, job.rows(), [](int64_t, const float*) {});
+  }
 
   // Scales, and codes as stored, of a whole tensor.
   std::vector<uint8_t> round_tensor(const Job& job, const InputMoments& moments, float* scales) const {
@@ -243,8 +251,8 @@ class WeightQuantizer {
   const MobilePtqProgress& progress_;
   const std::vector<TensorInfo> table_;
   std::vector<Job> jobs_;
-  std::string folder_;
-  std::set<size_t> has_codes_;  // indices of the tensors whose codes are in files
+  MappedFile codes_;                   // of tensors that the rule gptq rounded
+  std::map<size_t, size_t> codes_at_;  // where, by their index
   int64_t total_ = 0;
 };
 
@@ -351,7 +359,7 @@ void quantize_mobile(const std::string& hf_directory, const Plan& plan, const Mo
   const bool gptq = options.method == PtqMethod::gptq;
   std::unique_ptr<AtomicDirectory> place;  // never put in place: it only goes away by itself
   if (gptq || needs_calibration(plan)) place = std::make_unique<AtomicDirectory>(name + ".calibration");
-  std::vector<MobileSpec> specs = gptq ? quantizer.round_layers(place->path()) : quantizer.find_scales();
+  std::vector<MobileSpec> specs = gptq ? quantizer.round_layers(place->path() + "/codes") : quantizer.find_scales();
   if (!needs_calibration(plan)) return quantizer.write(specs, out);
 
   const std::string weights = place->path() + "/weights";

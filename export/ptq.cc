@@ -158,6 +158,19 @@ class TensorEncoder {
     return blocks;
   }
 
+  // Throws Error for a weight that the grid cannot hold: in the rule gptq before the layer is run, where it would show
+  // in the activations first.
+  void check() const {
+    std::vector<float> values;
+    const int64_t chunk = std::max<int64_t>(1, kChunkWeights / cols_);
+    for (int64_t row = 0; row < rows_; row += chunk) {
+      const int64_t count = std::min(chunk, rows_ - row);
+      values.resize(static_cast<size_t>(count * cols_));
+      checkpoint_.read_rows(info_, row, count, values.data());
+      check_values(row, count, values.data());
+    }
+  }
+
   void encode(int64_t row, int64_t count, uint8_t* out) const {
     const int64_t chunk = std::max<int64_t>(1, kChunkWeights / cols_);
     parallel_parts(count, chunk, [&](int64_t begin, int64_t end) {
@@ -242,6 +255,8 @@ void write_layers(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of
     if (info.layer != current) {
       if (current >= 0) layers.finish(current);
       current = info.layer;
+      for (const TensorInfo& other : checkpoint.table())
+        if (current >= 0 && other.layer == current) encoder_of(other).check();
       if (current >= 0) layers.measure(current);
     }
     if (info.kind == TensorKind::embedding)

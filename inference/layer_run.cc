@@ -10,10 +10,14 @@ LayerRun::LayerRun(Weights weights, const EngineOptions& options, const std::vec
     : transformer_(std::move(weights), options.reference ? Isa::scalar : select_isa(), options),
       pool_(options.threads) {
   caches_.reserve(sequences.size());  // rows point at them
+  // A layer writes a whole sequence before a later one reads it: no position may overwrite another.
+  ModelConfig without_window = config();
+  without_window.sliding_window = 0;
   for (const std::vector<int32_t>& sequence : sequences) {
     const auto length = static_cast<int64_t>(sequence.size());
     if (length == 0) continue;
-    KvCache& cache = caches_.emplace_back(config(), transformer_.cache_grids(), length, transformer_.half_cache());
+    KvCache& cache =
+        caches_.emplace_back(without_window, transformer_.cache_grids(), length, transformer_.half_cache());
     for (int64_t i = 0; i < length; ++i) {
       check_row(config(), sequence[static_cast<size_t>(i)], cache, i);
       if (i % kMaxBatchRows == 0) streams_.emplace_back();
