@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 
+#include "export/gptq_layers.h"
 #include "export/mobile_export.h"
 #include "export/parallel.h"
 #include "format/channel_grid.h"
 #include "format/error.h"
+#include "format/file_io.h"
 #include "format/grid.h"
 #include "inference/engine.h"
 
@@ -78,6 +81,52 @@ class WeightQuantizer {
     return specs;
   }
 
+  // The same by the rule gptq, which finds scales and codes together: those codes are kept in a file.
+  std::vector<MobileSpec> round_layers(const std::string& path) {
+    std::vector<MobileSpec> specs(jobs_.size());
+    AtomicFile file(path);
+    GptqLayers layers(checkpoint_.directory(), options_.calibration, options_.threads,
+                      [&](int64_t done, int64_t total) {
+                        if (progress_) progress_("layers", done, total);
+                      });
+    int current = -1;
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+      const Job& job = jobs_[i];
+      if (job.info->layer != current) {
+        if (current >= 0) layers.finish(current);
+        current = job.info->layer;
+        if (current >= 0) {
+          check_layer(current);
+          layers.measure(current);
+        }
+      }
+      specs[i].dtype = job.type;
+      specs[i].scales_per_row = job.scales_per_row;
+      if (code_bits(job.type) == 0) continue;
+      std::vector<float>& scales = specs[i].scales;
+      scales.resize(static_cast<size_t>(job.rows() * job.scales_per_row));
+      if (const InputMoments* moments = layers.moments(*job.info)) {
+        std::vector<uint8_t> codes = round_tensor(job, *moments, scales.data());
+        codes_at_[i] = file.position();
+        file.write(codes.data(), codes.size());
+        layers.install(*job.info, job.type, std::move(codes), scales);
+        continue;
+      }
+      each_slab(job, [&](int64_t row, int64_t count) {
+        scale_rows(job, row, count, scales.data());
+        layers.count_weights(count * job.cols());
+      });
+      if (job.info->kind == TensorKind::embedding)
+        layers.install_table(*job.info, job.type, job.scales_per_row, [&](int64_t row, uint8_t* data, float* out) {
+          encode(job, scales.data(), row, 1, data);
+          std::copy_n(scales.begin() + row * job.scales_per_row, job.scales_per_row, out);
+        });
+    }
+    file.commit();
+    codes_ = MappedFile(path);
+    return specs;
+  }
+
   void write(const std::vector<MobileSpec>& specs, const std::string& out) {
     const std::vector<CacheScales> no_cache(checkpoint_.config().layers.size());
     MobileWriter writer(out, checkpoint_.directory(), table_, specs, no_cache, describe_widths(table_, specs));
@@ -86,9 +135,13 @@ class WeightQuantizer {
     for (const size_t i : writer.order()) {
       const Job& job = jobs_[i];
       const size_t stride = row_bytes(job.type, job.cols());
+      const auto kept = codes_at_.find(i);
       each_slab(job, [&](int64_t row, int64_t count) {
         stored.resize(static_cast<size_t>(count) * stride);
-        encode(job, specs[i].scales.data(), row, count, stored.data());
+        if (kept == codes_at_.end()) encode(job, specs[i].scales.data(), row, count, stored.data());
+        else
+          std::copy_n(codes_.bytes().data() + kept->second + static_cast<size_t>(row) * stride, stored.size(),
+                      stored.begin());
         writer.append_rows(i, stored.data(), count);
         report("codes", done += count * job.cols());
       });
@@ -103,6 +156,25 @@ class WeightQuantizer {
     if (found == options_.importance->end()) return nullptr;
     QAT_CHECK(static_cast<int64_t>(found->second.size()) == source.shape.back());
     return found->second.data();
+  }
+
+  // Before a layer is run: what is wrong with its weights would show in the activations first.
+  void check_layer(int layer) const {
+    for (const Job& job : jobs_)
+      if (job.info->layer == layer) each_row(job, 0, job.rows(), [](int64_t, const float*) {});
+  }
+
+  // Scales, and codes as stored, of a whole tensor.
+  std::vector<uint8_t> round_tensor(const Job& job, const InputMoments& moments, float* scales) const {
+    std::vector<float> values(static_cast<size_t>(job.rows() * job.cols()));
+    each_row(job, 0, job.rows(),
+             [&](int64_t row, const float* x) { std::copy_n(x, job.cols(), values.begin() + row * job.cols()); });
+    const int bits = code_bits(job.type);
+    std::vector<int8_t> codes(values.size());
+    gptq_channels(moments, bits, values.data(), job.rows(), scales, codes.data());
+    std::vector<uint8_t> stored(static_cast<size_t>(job.rows()) * row_bytes(job.type, job.cols()));
+    pack_codes(bits, codes.data(), job.rows(), job.cols(), stored.data());
+    return stored;
   }
 
   void report(const char* stage, int64_t done) const {
@@ -128,6 +200,9 @@ class WeightQuantizer {
         for (int64_t r = 0; r < n; ++r) body(first + i + r, values.data() + r * cols);
       }
     });
+    const Span<const uint8_t> bytes = checkpoint_.tensor(*job.source).bytes;
+    const size_t stride = bytes.size() / static_cast<size_t>(job.rows());
+    release_pages(bytes.data() + static_cast<size_t>(first) * stride, static_cast<size_t>(count) * stride);
   }
 
   void check_values(const Job& job, int64_t first_row, int64_t count, const float* values) const {
@@ -151,7 +226,7 @@ class WeightQuantizer {
   }
 
   float group_scale(int bits, const float* x, const float* importance, int64_t n) const {
-    if (options_.method == PtqMethod::mse) return search_scale(bits, x, importance, n);
+    if (options_.method != PtqMethod::reference) return search_scale(bits, x, importance, n);
     float largest = 0.0f;
     for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
     return storable_scale(largest / static_cast<float>(highest_code(bits)));
@@ -176,6 +251,8 @@ class WeightQuantizer {
   const MobilePtqProgress& progress_;
   const std::vector<TensorInfo> table_;
   std::vector<Job> jobs_;
+  MappedFile codes_;                   // of tensors that the rule gptq rounded
+  std::map<size_t, size_t> codes_at_;  // where, by their index
   int64_t total_ = 0;
 };
 
@@ -241,15 +318,12 @@ class ActivationStatistics {
   std::map<int, Pair> caches_;  // by layer
 };
 
-void check_calibration(const Plan& plan, const MobilePtqOptions& options) {
+void check_options(const Plan& plan, const MobilePtqOptions& options) {
   QAT_CHECK(plan.mobile);
-  if (!needs_calibration(plan)) return;
-  int64_t tokens = 0;
-  for (const std::vector<int32_t>& sequence : options.calibration) tokens += static_cast<int64_t>(sequence.size());
-  if (tokens == 0)
-    fail("plan ", plan.name, " has static scales of activations and of the KV cache, which take a calibration text");
-  if (tokens < kLeastCalibrationTokens)
-    fail("the calibration text is too short: expected at least ", kLeastCalibrationTokens, " tokens, found ", tokens);
+  if (options.method == PtqMethod::gptq) check_calibration(options.calibration, "rule gptq takes");
+  if (needs_calibration(plan))
+    check_calibration(options.calibration,
+                      "plan " + plan.name + " has static scales of activations and of the KV cache, which take");
 }
 
 void calibrate(const std::string& model, const MobilePtqOptions& options, ActivationStatistics& statistics,
@@ -279,14 +353,16 @@ void quantize_mobile(const std::string& hf_directory, const Plan& plan, const Mo
                      const std::string& out, const MobilePtqProgress& progress) {
   const FloatCheckpoint checkpoint(hf_directory);
   WeightQuantizer quantizer(checkpoint, plan, options, progress);
-  check_calibration(plan, options);
-  std::vector<MobileSpec> specs = quantizer.find_scales();
-  if (!needs_calibration(plan)) return quantizer.write(specs, out);
-
+  check_options(plan, options);
   std::string name = out;
   while (name.size() > 1 && name.back() == '/') name.pop_back();
-  const AtomicDirectory place(name + ".calibration");  // never put in place: it only goes away by itself
-  const std::string weights = place.path() + "/weights";
+  const bool gptq = options.method == PtqMethod::gptq;
+  std::unique_ptr<AtomicDirectory> place;  // never put in place: it only goes away by itself
+  if (gptq || needs_calibration(plan)) place = std::make_unique<AtomicDirectory>(name + ".calibration");
+  std::vector<MobileSpec> specs = gptq ? quantizer.round_layers(place->path() + "/codes") : quantizer.find_scales();
+  if (!needs_calibration(plan)) return quantizer.write(specs, out);
+
+  const std::string weights = place->path() + "/weights";
   quantizer.write(specs, weights);
   ActivationStatistics statistics(quantizer.table());
   calibrate(weights, options, statistics, progress);

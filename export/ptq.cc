@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "export/gptq_layers.h"
 #include "export/parallel.h"
 #include "format/error.h"
+#include "format/file_io.h"
 #include "format/number.h"
 
 namespace qat {
@@ -127,7 +129,7 @@ class TensorEncoder {
       : checkpoint_(checkpoint),
         info_(info),
         grid_(grid),
-        searched_(grid == DType::Q4_0 && options.method == PtqMethod::mse) {
+        searched_(grid == DType::Q4_0 && options.method != PtqMethod::reference) {
     rows_ = info.shape.size() == 2 ? info.shape[0] : 1;
     cols_ = info.shape.back();
     row_size_ = row_bytes(grid, cols_);
@@ -141,6 +143,33 @@ class TensorEncoder {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   size_t row_size() const { return row_size_; }
+  DType grid() const { return grid_; }
+
+  // All rows, with the errors of columns made up for in those before them.
+  std::vector<uint8_t> encode_all(const InputMoments* moments) const {
+    std::vector<uint8_t> blocks(static_cast<size_t>(rows_) * row_size_);
+    if (moments != nullptr && (grid_ == DType::Q4_0 || grid_ == DType::Q8_0)) {
+      const std::vector<float> values = checkpoint_.read(info_);
+      check_values(0, rows_, values.data());
+      gptq_blocks(*moments, grid_, values.data(), rows_, blocks.data());
+    } else {
+      encode(0, rows_, blocks.data());
+    }
+    return blocks;
+  }
+
+  // Throws Error for a weight that the grid cannot hold: in the rule gptq before the layer is run, where it would show
+  // in the activations first.
+  void check() const {
+    std::vector<float> values;
+    const int64_t chunk = std::max<int64_t>(1, kChunkWeights / cols_);
+    for (int64_t row = 0; row < rows_; row += chunk) {
+      const int64_t count = std::min(chunk, rows_ - row);
+      values.resize(static_cast<size_t>(count * cols_));
+      checkpoint_.read_rows(info_, row, count, values.data());
+      check_values(row, count, values.data());
+    }
+  }
 
   void encode(int64_t row, int64_t count, uint8_t* out) const {
     const int64_t chunk = std::max<int64_t>(1, kChunkWeights / cols_);
@@ -155,6 +184,9 @@ class TensorEncoder {
         else encode_rows(grid_, values.data(), n, cols_, blocks);
       }
     });
+    const Span<const uint8_t> bytes = checkpoint_.tensor(info_).bytes;
+    const size_t stride = bytes.size() / static_cast<size_t>(rows_);
+    release_pages(bytes.data() + static_cast<size_t>(row) * stride, static_cast<size_t>(count) * stride);
   }
 
  private:
@@ -186,6 +218,62 @@ class TensorEncoder {
   size_t row_size_ = 0;
 };
 
+// Encodes and writes a tensor in slabs of rows; done(weights) after each.
+template <class Done>
+void write_tensor(const TensorInfo& info, const TensorEncoder& encoder, QuantizedCheckpointWriter& writer,
+                  const Done& done) {
+  std::vector<uint8_t> blocks;
+  const int64_t slab = std::max<int64_t>(1, kSlabWeights / encoder.cols());
+  for (int64_t row = 0; row < encoder.rows(); row += slab) {
+    const int64_t count = std::min(slab, encoder.rows() - row);
+    blocks.resize(static_cast<size_t>(count) * encoder.row_size());
+    encoder.encode(row, count, blocks.data());
+    writer.append_rows(info, blocks.data(), count);
+    done(count * encoder.cols());
+  }
+}
+
+template <class EncoderOf>
+void write_tensors(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of, QuantizedCheckpointWriter& writer,
+                   const PtqProgress& progress) {
+  int64_t total = 0, done = 0;
+  for (const TensorInfo& info : checkpoint.table()) total += checkpoint.tensor(info).count();
+  for (const TensorInfo& info : checkpoint.table())
+    write_tensor(info, encoder_of(info), writer, [&](int64_t weights) {
+      if (progress) progress(done += weights, total);
+    });
+}
+
+// By the rule gptq: the tables, then layer by layer.
+template <class EncoderOf>
+void write_layers(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of, const PtqOptions& options,
+                  QuantizedCheckpointWriter& writer, const PtqProgress& progress) {
+  GptqLayers layers(checkpoint.directory(), options.calibration, options.threads, progress);
+  int current = -1;
+  for (const TensorInfo& info : checkpoint.table()) {
+    const TensorEncoder encoder = encoder_of(info);
+    if (info.layer != current) {
+      if (current >= 0) layers.finish(current);
+      current = info.layer;
+      for (const TensorInfo& other : checkpoint.table())
+        if (current >= 0 && other.layer == current) encoder_of(other).check();
+      if (current >= 0) layers.measure(current);
+    }
+    if (info.kind == TensorKind::embedding)
+      layers.install_table(info, encoder.grid(), 0,
+                           [&](int64_t row, uint8_t* data, float*) { encoder.encode(row, 1, data); });
+    const InputMoments* moments = layers.moments(info);
+    if (moments == nullptr) {
+      write_tensor(info, encoder, writer, [&](int64_t weights) { layers.count_weights(weights); });
+      continue;
+    }
+    std::vector<uint8_t> blocks = encoder.encode_all(moments);
+    writer.append_rows(info, blocks.data(), encoder.rows());
+    layers.install(info, encoder.grid(), std::move(blocks));
+    release_pages(checkpoint.tensor(info).bytes.data(), checkpoint.tensor(info).bytes.size());
+  }
+}
+
 }  // namespace
 
 BlockQ4_0 search_q4_0(const float* x, const float* w) {
@@ -210,26 +298,25 @@ BlockQ4_0 search_q4_0(const float* x, const float* w) {
   return best;
 }
 
+void check_calibration(const std::vector<std::vector<int32_t>>& calibration, const std::string& what) {
+  int64_t tokens = 0;
+  for (const std::vector<int32_t>& sequence : calibration) tokens += static_cast<int64_t>(sequence.size());
+  if (tokens == 0) fail(what, " a calibration text");
+  if (tokens < kLeastCalibrationTokens)
+    fail("the calibration text is too short: expected at least ", kLeastCalibrationTokens, " tokens, found ", tokens);
+}
+
 void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,
                          const std::string& out, const PtqProgress& progress) {
   const FloatCheckpoint checkpoint(hf_directory);
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
+  if (options.method == PtqMethod::gptq) check_calibration(options.calibration, "rule gptq takes");
   QuantizedCheckpointWriter writer(out, hf_directory, checkpoint.table(), plan, resolved);
-  int64_t total = 0, done = 0;
-  for (const TensorInfo& info : checkpoint.table()) total += checkpoint.tensor(info).count();
-  std::vector<uint8_t> blocks;
-  for (const TensorInfo& info : checkpoint.table()) {
-    const TensorEncoder encoder(checkpoint, info, resolved.at(info.name).grid, options);
-    const int64_t slab = std::max<int64_t>(1, kSlabWeights / encoder.cols());
-    for (int64_t row = 0; row < encoder.rows(); row += slab) {
-      const int64_t count = std::min(slab, encoder.rows() - row);
-      blocks.resize(static_cast<size_t>(count) * encoder.row_size());
-      encoder.encode(row, count, blocks.data());
-      writer.append_rows(info, blocks.data(), count);
-      done += count * encoder.cols();
-      if (progress) progress(done, total);
-    }
-  }
+  const auto encoder_of = [&](const TensorInfo& info) {
+    return TensorEncoder(checkpoint, info, resolved.at(info.name).grid, options);
+  };
+  if (options.method == PtqMethod::gptq) write_layers(checkpoint, encoder_of, options, writer, progress);
+  else write_tensors(checkpoint, encoder_of, writer, progress);
   writer.commit();
 }
 

@@ -13,19 +13,30 @@ namespace qat {
 
 enum class PtqMethod {
   reference,  // the grid's own rule: what llama-quantize does without an importance matrix
-  mse,  // Q4_0: scale searched (both signs) for least squared error, weighted by importance when given; other grids
-        // keep their own rule
+  mse,   // Q4_0: scale searched (both signs) for least squared error, weighted by importance when given; other grids
+         // keep their own rule
+  gptq,  // linears of layers on Q4_0 and Q8_0 (the mobile schema: on any of its grids): each column makes up for the
+         // errors of those before it, by what a text makes of the inputs (export/gptq.h); the rest as mse
 };
 
 // Mean square of each input feature of a linear, by canonical tensor name: what llama.cpp calls an importance matrix.
 using Importance = std::map<std::string, std::vector<float>>;
 
+constexpr int64_t kLeastCalibrationTokens = 512;
+
 struct PtqOptions {
   PtqMethod method = PtqMethod::reference;
   const Importance* importance = nullptr;
+  // gptq: token sequences as the model is to read them (with BOS, where it wants one), each from an empty cache,
+  // together at least kLeastCalibrationTokens.
+  std::vector<std::vector<int32_t>> calibration;
+  int threads = 0;  // of the runs over them; 0: all processors
 };
 
-using PtqProgress = std::function<void(int64_t weights_done, int64_t weights)>;
+// Throws Error unless there are kLeastCalibrationTokens; without any it says: `what` a calibration text.
+void check_calibration(const std::vector<std::vector<int32_t>>& calibration, const std::string& what);
+
+using PtqProgress = std::function<void(int64_t done, int64_t total)>;  // weights; gptq: work
 
 // The Q4_0 block with the least sum of w[j] * (x[j] - value(j))^2 over 32 weights (w: not negative, nullptr means 1).
 // All scales of either sign are tried exactly: as the scale shrinks, codes change one at a time, and between two

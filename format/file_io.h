@@ -27,6 +27,10 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Tells the kernel that a part of a mapped file is not needed for now, so that it does not count as memory in use; it
+// comes back from the file when read again. Whole pages inside the range only.
+void release_pages(const void* data, size_t size);
+
 // Writes PATH.tmp.PID, and on commit() flushes, syncs and renames it over PATH. Destroyed without commit, it removes
 // the temporary file, so PATH is either the old file or the complete new one. Throws Error on any failed write (disk
 // full).

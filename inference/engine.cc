@@ -6,8 +6,6 @@
 #include "inference/transformer.h"
 
 namespace qat {
-namespace {
-
 void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, int64_t position) {
   if (token < 0 || token >= config.vocab)
     fail("token id ", token, " is outside the model's vocabulary of ", config.vocab);
@@ -16,8 +14,6 @@ void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, i
   if (position >= cache.capacity())
     fail("the sequence is longer than its KV cache of ", cache.capacity(), " positions");
 }
-
-}  // namespace
 
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
     : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa(), options), pool(options.threads) {}

@@ -53,6 +53,7 @@ struct Weights {
 Weights load_weights(const std::string& path);
 // A tensor of the model's table as loaded; nullptr when it is none of that kind. A tied head is the embedding.
 const Matrix* find_matrix(const Weights& weights, const TensorInfo& info);
+Matrix* find_matrix(Weights& weights, const TensorInfo& info);
 const std::vector<float>* find_norm(const Weights& weights, const TensorInfo& info);
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 

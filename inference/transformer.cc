@@ -111,8 +111,6 @@ struct Transformer::Pass {
 
   void embed() {
     float* hidden = grown(ws.hidden, n * c.hidden);
-    grown(ws.normed, n * c.hidden);
-    grown(ws.branch, n * c.hidden);
     const float scale = static_cast<float>(c.embedding_scale);
     for_rows(c.hidden, [&](int64_t r) {
       float* h = hidden + r * c.hidden;
@@ -141,6 +139,14 @@ struct Transformer::Pass {
         ops.rms_norm(context + i, w.ple_projection_norm.data(), c.ple, static_cast<float>(c.eps), context + i);
       for (int64_t i = 0; i < width; ++i) context[i] = (context[i] + token[i] * token_scale) * half;
     });
+  }
+
+  // What all layers need: where rows stand, and room for the residual stream's companions.
+  void prepare() {
+    prepare_rope();
+    group_rows();
+    grown(ws.normed, n * c.hidden);
+    grown(ws.branch, n * c.hidden);
   }
 
   void prepare_rope() {
@@ -303,6 +309,13 @@ struct Transformer::Pass {
     add_branch(l.post_ple_norm);
   }
 
+  void layer_block(size_t index) {
+    attention_block(index);
+    mlp_block(index);
+    if (c.ple > 0) per_layer_block(index);
+    scale_stream(w.layers[index].scalar);
+  }
+
   void scale_stream(float scalar) {
     if (scalar == 1.0f) return;
     for_rows(c.hidden, [&](int64_t r) {
@@ -342,14 +355,10 @@ void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, floa
   for (const BatchRow& row : ws.rows) QAT_CHECK(row.cache->has_grids() == has_grids(cache_grids_));
   pass.embed();
   if (pass.c.ple > 0) pass.embed_per_layer();
-  pass.prepare_rope();
-  pass.group_rows();
+  pass.prepare();
   for (size_t i = 0; i < pass.c.layers.size(); ++i) {
     if (residual_hook) residual_hook(i, ws.hidden.data());
-    pass.attention_block(i);
-    pass.mlp_block(i);
-    if (pass.c.ple > 0) pass.per_layer_block(i);
-    pass.scale_stream(weights_.layers[i].scalar);
+    pass.layer_block(i);
     const bool last = i + 1 == pass.c.layers.size();
     if (last || (i == last_kv_layer_ && !activation_hook)) {  // whoever observes wants to see all rows
       pass.drop_rows(first_logit);
@@ -358,6 +367,19 @@ void Transformer::run(ThreadPool& pool, Workspace& ws, int64_t first_logit, floa
     if (pass.n == 0) return;
   }
   pass.head(logits);
+}
+
+void Transformer::embed(ThreadPool& pool, Workspace& ws) const {
+  Pass pass(*this, pool, ws);
+  pass.embed();
+  if (pass.c.ple > 0) pass.embed_per_layer();
+}
+
+void Transformer::run_layer(ThreadPool& pool, Workspace& ws, size_t layer) const {
+  Pass pass(*this, pool, ws);
+  QAT_CHECK(pass.n > 0 && pass.n <= kMaxBatchRows && layer < weights_.layers.size());
+  pass.prepare();
+  pass.layer_block(layer);
 }
 
 }  // namespace qat

@@ -51,6 +51,12 @@ class Transformer {
   // which may be none.
   void run(ThreadPool& pool, Workspace& ws, int64_t first_logit, float* logits) const;
 
+  // The same in steps, for who runs many sequences through one layer before the next (inference/layer_run.h).
+  // embed() fills ws.hidden and ws.per_layer for ws.rows; run_layer() takes ws.hidden through one layer, all rows.
+  void embed(ThreadPool& pool, Workspace& ws) const;
+  void run_layer(ThreadPool& pool, Workspace& ws, size_t layer) const;
+  Weights& weights() { return weights_; }  // to be exchanged between runs, by others of the same shape
+
   ActivationHook activation_hook;
   // Called before each layer with its index and the residual stream [rows, hidden], which it may change.
   std::function<void(size_t layer, float* hidden)> residual_hook;
@@ -76,6 +82,9 @@ class Transformer {
   size_t last_kv_layer_ = 0;      // no layer after it writes K and V
   Linear ple_model_projection_, output_;
 };
+
+// Throws Error for a token or a position that the model or the cache does not have.
+void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, int64_t position);
 
 struct Engine::Impl {
   Impl(Weights weights, const EngineOptions& options);

@@ -27,26 +27,6 @@ void check_type(DType type, const std::string& file, const std::string& tensor) 
          runnable_types(), ")");
 }
 
-Matrix* matrix_of(Weights& w, const TensorInfo& info) {
-  LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
-  switch (info.role) {
-    case Role::token_embedding: return &w.embedding;
-    case Role::output: return &w.output;
-    case Role::ple_embedding: return &w.ple_embedding;
-    case Role::ple_model_projection: return &w.ple_model_projection;
-    case Role::q: return &layer->q;
-    case Role::k: return &layer->k;
-    case Role::v: return &layer->v;
-    case Role::o: return &layer->o;
-    case Role::gate: return &layer->gate;
-    case Role::up: return &layer->up;
-    case Role::down: return &layer->down;
-    case Role::ple_gate: return &layer->ple_gate;
-    case Role::ple_projection: return &layer->ple_projection;
-    default: return nullptr;
-  }
-}
-
 std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
   LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
   switch (info.role) {
@@ -66,7 +46,7 @@ std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
 void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const TensorSource& source) {
   w.layers.resize(w.config.layers.size());
   for (const TensorInfo& info : table) {
-    if (Matrix* matrix = matrix_of(w, info)) {
+    if (Matrix* matrix = find_matrix(w, info)) {
       *matrix = source.matrix(info);
     } else if (std::vector<float>* norm = norm_of(w, info)) {
       *norm = source.vector(info);
@@ -191,6 +171,26 @@ Weights with_advice(Weights w) {
 
 }  // namespace
 
+Matrix* find_matrix(Weights& w, const TensorInfo& info) {
+  LayerWeights* layer = info.layer < 0 ? nullptr : &w.layers[static_cast<size_t>(info.layer)];
+  switch (info.role) {
+    case Role::token_embedding: return &w.embedding;
+    case Role::output: return &w.output;
+    case Role::ple_embedding: return &w.ple_embedding;
+    case Role::ple_model_projection: return &w.ple_model_projection;
+    case Role::q: return &layer->q;
+    case Role::k: return &layer->k;
+    case Role::v: return &layer->v;
+    case Role::o: return &layer->o;
+    case Role::gate: return &layer->gate;
+    case Role::up: return &layer->up;
+    case Role::down: return &layer->down;
+    case Role::ple_gate: return &layer->ple_gate;
+    case Role::ple_projection: return &layer->ple_projection;
+    default: return nullptr;
+  }
+}
+
 Weights load_weights(const std::string& path) {
   switch (detect_model_kind(path)) {
     case ModelKind::gguf: return with_advice(from_gguf(path));
@@ -203,7 +203,7 @@ Weights load_weights(const std::string& path) {
 }
 
 const Matrix* find_matrix(const Weights& weights, const TensorInfo& info) {
-  return matrix_of(const_cast<Weights&>(weights), info);  // which changes nothing
+  return find_matrix(const_cast<Weights&>(weights), info);  // which changes nothing
 }
 
 const std::vector<float>* find_norm(const Weights& weights, const TensorInfo& info) {

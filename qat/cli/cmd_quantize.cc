@@ -29,37 +29,41 @@ struct QuantizeOptions {
 // in the mobile schema, which llama.cpp has no rule for, the plain one is "max".
 struct ScaleRule {
   const char* name;
-  bool searched, mobile, blocks;  // blocks: for the other plans
+  PtqMethod method;
+  bool mobile, blocks;  // blocks: for the other plans
 };
 constexpr ScaleRule kScaleRules[] = {
-    {"llama.cpp", false, false, true}, {"reference", false, false, true}, {"search", true, true, true},
-    {"mse", true, true, true},         {"max", false, true, false},
+    {"llama.cpp", PtqMethod::reference, false, true}, {"reference", PtqMethod::reference, false, true},
+    {"search", PtqMethod::mse, true, true},           {"mse", PtqMethod::mse, true, true},
+    {"max", PtqMethod::reference, true, false},       {"gptq", PtqMethod::gptq, true, true},
 };
 
 const ScaleRule& find_rule(const std::string& name, bool mobile) {
   for (const ScaleRule& rule : kScaleRules)
     if (name == rule.name && (mobile ? rule.mobile : rule.blocks)) return rule;
-  fail("--rule: expected ", mobile ? "search, max" : "llama.cpp, search", " or PATTERN=TYPE, found \"", name, "\"");
+  fail("--rule: expected ", mobile ? "search, max, gptq" : "llama.cpp, search, gptq", " or PATTERN=TYPE, found \"",
+       name, "\"");
 }
 
 // What has an "=" belongs to the plan.
 PtqMethod take_method(QuantizeOptions& options) {
-  const bool mobile = options.plan.name == "mobile";
-  bool searched = mobile || !options.importance_texts.empty(), named = false;
+  const bool mobile = options.plan.name == "mobile", weighted = !options.importance_texts.empty();
+  const ScaleRule* chosen = nullptr;
   for (const std::string& text : options.rules) {
     if (text.find('=') != std::string::npos) {
       options.plan.rules.push_back(text);
       continue;
     }
     const ScaleRule& rule = find_rule(text, mobile);
-    if (named && rule.searched != searched)
-      fail("--rule: both ", mobile ? "max" : "llama.cpp", " and search were given");
-    if (!rule.searched && !options.importance_texts.empty())
-      fail("--rule ", text, " takes no --importance-text: use --rule search");
-    searched = rule.searched;
-    named = true;
+    if (chosen != nullptr && rule.method != chosen->method)
+      fail("--rule: both ", chosen->name, " and ", rule.name, " were given");
+    if (rule.method != PtqMethod::mse && weighted)
+      fail("--rule ", text, " takes no --importance-text: use --rule search",
+           rule.method == PtqMethod::gptq ? ", or --calibrate" : "");
+    chosen = &rule;
   }
-  return searched ? PtqMethod::mse : PtqMethod::reference;
+  if (chosen != nullptr) return chosen->method;
+  return mobile || weighted ? PtqMethod::mse : PtqMethod::reference;
 }
 
 Importance importance_of(const QuantizeOptions& options) {
@@ -71,16 +75,22 @@ Importance importance_of(const QuantizeOptions& options) {
   return collect_importance(*model.engine, sequences);
 }
 
-void quantize_to_blocks(const QuantizeOptions& options, const Plan& plan, const PtqOptions& ptq) {
-  ProgressBar bar("quantize", static_cast<int64_t>(summarize(options.model).totals().weights));
-  quantize_checkpoint(options.model, plan, ptq, options.out, [&](int64_t done, int64_t) {
-    bar.update(done);
-    throw_if_interrupted();
-  });
-  bar.finish();
+std::vector<std::vector<int32_t>> calibration_of(const QuantizeOptions& options) {
+  if (options.calibration_texts.empty()) return {};
+  return calibration_sequences(*load_tokenizer(options.model), options.calibration_texts, options.calibration_tokens);
 }
 
-Calibration calibration_of(const std::string& observer) {
+void quantize_to_blocks(const QuantizeOptions& options, const Plan& plan, const PtqOptions& ptq) {
+  std::unique_ptr<ProgressBar> bar;
+  quantize_checkpoint(options.model, plan, ptq, options.out, [&](int64_t done, int64_t total) {
+    if (!bar) bar = std::make_unique<ProgressBar>("quantize", total);
+    bar->update(done);
+    throw_if_interrupted();
+  });
+  if (bar) bar->finish();
+}
+
+Calibration observer_of(const std::string& observer) {
   if (observer == "max") return Calibration::maximum;
   return observer == "percentile" ? Calibration::percentile : Calibration::least_squares;
 }
@@ -89,12 +99,9 @@ void quantize_to_mobile(const QuantizeOptions& options, const Plan& plan, const 
   MobilePtqOptions mobile;
   mobile.method = ptq.method;
   mobile.importance = ptq.importance;
-  mobile.observer = calibration_of(options.observer);
+  mobile.observer = observer_of(options.observer);
   mobile.threads = options.engine.threads;
-  if (needs_calibration(plan) && !options.calibration_texts.empty()) {
-    const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.model);
-    mobile.calibration = calibration_sequences(*tokenizer, options.calibration_texts, options.calibration_tokens);
-  }
+  mobile.calibration = ptq.calibration;
   std::string stage;
   std::unique_ptr<ProgressBar> bar;
   quantize_mobile(options.model, plan, mobile, options.out, [&](const char* name, int64_t done, int64_t total) {
@@ -109,9 +116,15 @@ void quantize_to_mobile(const QuantizeOptions& options, const Plan& plan, const 
 }
 
 // Everything that can be said before the work begins.
-void check_mobile(const QuantizeOptions& options, const Plan& plan) {
-  check_mobile_output(options.out);
-  if (needs_calibration(plan) && options.calibration_texts.empty())
+void check_options(const QuantizeOptions& options, const Plan& plan, PtqMethod method) {
+  if (plan.mobile) check_mobile_output(options.out);
+  else check_output_directory(options.out, "qat_plan.json");
+  const bool given = !options.calibration_texts.empty(), gptq = method == PtqMethod::gptq;
+  if (gptq && !given) fail("--rule gptq measures what enters each linear: give a text to run (--calibrate TEXT)");
+  if (!plan.mobile && !gptq && given)
+    fail("--calibrate: the plan ", plan.name,
+         " has no static scales to calibrate; the plan mobile has, and --rule gptq takes a text");
+  if (plan.mobile && needs_calibration(plan) && !given)
     fail(
         "plan mobile has static scales of activations and of the KV cache: give a text to calibrate them on "
         "(--calibrate TEXT), or leave them float (--activations off --kv-bits float)");
@@ -121,16 +134,15 @@ void run_quantize(QuantizeOptions options) {
   PtqOptions ptq;
   ptq.method = take_method(options);
   const Plan plan = make_plan(options.plan);
-  if (plan.mobile) check_mobile(options, plan);
-  else check_output_directory(options.out, "qat_plan.json");
-  if (!plan.mobile && !options.calibration_texts.empty())
-    fail("--calibrate: the plan ", plan.name, " has no static scales to calibrate; the plan mobile has");
+  check_options(options, plan, ptq.method);
   std::error_code ignored;
   if (std::filesystem::equivalent(options.model, options.out, ignored))
     fail("--out: ", options.out, " is the model itself");
   const InterruptGuard guard;
   const Importance importance = importance_of(options);
   if (!options.importance_texts.empty()) ptq.importance = &importance;
+  ptq.threads = options.engine.threads;
+  ptq.calibration = calibration_of(options);
   if (plan.mobile) quantize_to_mobile(options, plan, ptq);
   else quantize_to_blocks(options, plan, ptq);
   const Totals totals = summarize(options.out).totals();
@@ -141,8 +153,10 @@ void run_quantize(QuantizeOptions options) {
 
 void add_mobile_options(CLI::App& command, QuantizeOptions& options) {
   command
-      .add_option("--calibrate", options.calibration_texts,
-                  "Plan mobile: texts from which the static scales of activations and KV cache are taken; one or more")
+      .add_option(
+          "--calibrate", options.calibration_texts,
+          "Texts that are run to see activations. Plan mobile: its static scales of activations and KV cache are "
+          "taken from them; --rule gptq: what enters each linear; one or more")
       ->type_name("FILE");
   command.add_option("--calibrate-tokens", options.calibration_tokens, "Use at most so many tokens of them")
       ->check(whole_number(kLeastCalibrationTokens))
@@ -191,9 +205,10 @@ void add_quantize_command(CLI::App& app) {
   command
       ->add_option(
           "--rule,--method", options->rules,
-          "How scales of weights are chosen. Q4_0: llama.cpp (its reference rule, the default; also: reference) "
-          "or search (least squared error; also: mse). Plan mobile: search (the default) or max (the largest "
-          "magnitude of a row is its highest code). Or PATTERN=TYPE, as --tensor-type; may be repeated")
+          "How weights are rounded. Q4_0: llama.cpp (its reference rule, the default; also: reference) or search "
+          "(scales of least squared error; also: mse). Plan mobile: search (the default) or max (the largest "
+          "magnitude of a row is its highest code). Both: gptq (linears by the error of their outputs on the texts of "
+          "--calibrate, layer after layer; slower, best). Or PATTERN=TYPE, as --tensor-type; may be repeated")
       ->allow_extra_args(false)
       ->type_name("RULE");
   command
@@ -222,7 +237,7 @@ void add_quantize_command(CLI::App& app) {
   add_engine_options(*command, options->engine, false);
   command->footer(
       "Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4\n  "
-      "qat "
+      "qat quantize gemma/ --plan q4_0 --rule gptq --calibrate calibration.txt --out gemma-q4\n  qat "
       "quantize gemma/ --plan mobile --calibrate calibration.txt --out gemma-mobile\n  qat quantize gemma/ --plan "
       "mobile --rule 'mlp=i4' --activations off --kv-bits float --out gemma-w4");
   command->callback([options] { run_quantize(*options); });

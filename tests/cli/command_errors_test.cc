@@ -184,8 +184,16 @@ TEST_F(CommandError, PlansAndTypes) {
                "--tensor-type: expected PATTERN=TYPE, found \"q8_0\"");
   expect_error("quantize tiny --plan q4_0 --tensor-type '(=q8_0' --out q", "(");
   expect_error("quantize tiny --plan q4_0 --rule best --out q",
-               "--rule: expected llama.cpp, search or PATTERN=TYPE, found \"best\"");
+               "--rule: expected llama.cpp, search, gptq or PATTERN=TYPE, found \"best\"");
   expect_error("quantize tiny --plan q4_0 --rule llama.cpp --rule search --out q", "both");
+  expect_error("quantize tiny --plan q4_0 --rule gptq --rule search --out q", "both gptq and search were given");
+  expect_error("quantize tiny --plan q4_0 --rule gptq --out q", "give a text to run (--calibrate TEXT)");
+  expect_error("quantize tiny --plan q4_0 --rule gptq --importance-text text.txt --out q",
+               "--rule gptq takes no --importance-text");
+  write_contents(place / "short.txt", "too short");
+  expect_error("quantize tiny --plan q4_0 --rule gptq --calibrate short.txt --out q",
+               "too short: expected at least 512 tokens, found 10");
+  expect_error("quantize tiny --plan q4_0 --rule gptq --calibrate absent.txt --out q", "absent.txt");
   expect_error("quantize tiny --plan q4_0 --output-tensor-type i8 --out q", "--output-tensor-type", "i8");
   expect_error("export tiny --type q4_0 --out x.gguf", "--type: expected f32, f16, bf16, found \"q4_0\"");
   ASSERT_EQ(place.qat("quantize tiny --plan q4_0 --out ptq").status, 0);
@@ -206,8 +214,10 @@ TEST_F(CommandError, MobilePlans) {
   expect_error(with + "--rule 'layers.7=i4'", "plan rule \"layers.7\": matches no tensor that can be quantized");
   expect_error(with + "--rule 'mlp=q4_0'", "expected one of i2, i4, i8, f32, f16, bf16 (plan mobile), found \"q4_0\"");
   expect_error("quantize tiny --plan q4_0 --rule 'mlp=i4' --out q", "expected one of f32, f16, bf16", "found \"i4\"");
-  expect_error(with + "--rule llama.cpp", "--rule: expected search, max or PATTERN=TYPE, found \"llama.cpp\"");
+  expect_error(with + "--rule llama.cpp", "--rule: expected search, max, gptq or PATTERN=TYPE, found \"llama.cpp\"");
   expect_error("quantize tiny --plan q4_0 --rule max --out q", "--rule: expected llama.cpp, search");
+  expect_error("quantize tiny --plan mobile --activations off --kv-bits float --rule gptq --out q",
+               "give a text to run (--calibrate TEXT)");
   expect_error(with + "--pure", "--pure: the plan mobile has a width for each kind of tensor");
   expect_error(with + "--kv-bits 3", "--kv-bits: expected 2, 4, 8 or float", "found \"3\"");
   expect_error(with + "--kv-bits 8,", "--kv-bits: expected 2, 4, 8 or float");

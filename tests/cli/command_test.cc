@@ -161,6 +161,20 @@ TEST_F(Command, SearchedScalesAreNoWorseAndActivationsWeighThem) {
   EXPECT_EQ(bytes("search"), bytes("mse"));
 }
 
+TEST_F(Command, GptqOfBothKindsOfPlan) {
+  write_contents(place / "long.txt", sample_text(4000));
+  for (const std::string plan : {"q4_0", "mobile"}) {
+    const std::string quantize = "quantize tiny --plan " + plan + " --calibrate long.txt --rule gptq ";
+    expect_success(quantize + "--threads 1 --out " + plan);
+    expect_success(quantize + "--threads 2 --out again");
+    EXPECT_TRUE(file_contents(place / (plan + "/model.safetensors")) ==
+                file_contents(place / "again/model.safetensors"));
+    ASSERT_EQ(place.shell("rm -r again").status, 0);
+    expect_success("eval " + plan + " --text text.txt --context 64 --base tiny --json");
+    expect_success("export " + plan + " --out " + plan + ".gguf");
+  }
+}
+
 TEST_F(Command, TensorTypesFollowTheFlags) {
   expect_success(
       "quantize tiny --plan q4_0 --rule 'ffn_down=q8_0' --tensor-type 'attn_q=f16' --token-embedding-type bf16 --out "

@@ -1,0 +1,56 @@
+#include "inference/layer_run.h"
+
+#include <algorithm>
+
+#include "format/error.h"
+
+namespace qat {
+
+LayerRun::LayerRun(Weights weights, const EngineOptions& options, const std::vector<std::vector<int32_t>>& sequences)
+    : transformer_(std::move(weights), options.reference ? Isa::scalar : select_isa(), options),
+      pool_(options.threads) {
+  caches_.reserve(sequences.size());  // rows point at them
+  // A layer writes a whole sequence before a later one reads it: no position may overwrite another.
+  ModelConfig without_window = config();
+  without_window.sliding_window = 0;
+  for (const std::vector<int32_t>& sequence : sequences) {
+    const auto length = static_cast<int64_t>(sequence.size());
+    if (length == 0) continue;
+    KvCache& cache =
+        caches_.emplace_back(without_window, transformer_.cache_grids(), length, transformer_.half_cache());
+    for (int64_t i = 0; i < length; ++i) {
+      check_row(config(), sequence[static_cast<size_t>(i)], cache, i);
+      if (i % kMaxBatchRows == 0) streams_.emplace_back();
+      streams_.back().rows.push_back({sequence[static_cast<size_t>(i)], i, &cache});
+    }
+    tokens_ += length;
+  }
+}
+
+void LayerRun::embed() {
+  for (Stream& stream : streams_) {
+    const auto rows = static_cast<int64_t>(stream.rows.size());
+    workspace_.rows = stream.rows;
+    transformer_.embed(pool_, workspace_);
+    const auto take = [&](const std::vector<float>& from, int64_t width, std::vector<float>& to) {
+      to.assign(from.begin(), from.begin() + rows * width);
+    };
+    take(workspace_.hidden, config().hidden, stream.hidden);
+    take(workspace_.per_layer, static_cast<int64_t>(config().layers.size()) * config().ple, stream.per_layer);
+  }
+}
+
+void LayerRun::run_layer(size_t layer, bool keep, const std::function<void(int64_t)>& progress) {
+  int64_t done = 0;
+  for (Stream& stream : streams_) {
+    workspace_.rows = stream.rows;
+    workspace_.hidden = stream.hidden;
+    workspace_.per_layer.swap(stream.per_layer);
+    transformer_.run_layer(pool_, workspace_, layer);
+    workspace_.per_layer.swap(stream.per_layer);
+    if (keep) workspace_.hidden.swap(stream.hidden);
+    if (progress) progress(done += static_cast<int64_t>(stream.rows.size()));
+  }
+}
+
+}  // namespace qat
