@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reproduces the README's mobile table for one model: the best of six ways to quantize to the mobile schema without training, and QAT, both
+# Reproduces the README's mobile table for one model: the best of nine ways to quantize to the mobile schema without training, and QAT, both
 # measured by the engine on the directories in the schema, as they would be shipped (first 200 kB of the evaluation text, context 512).
 # usage: recipes/mobile_evidence.sh MODEL_DIR RECIPE.toml EVAL_TEXT TRAIN_TEXT OUT_DIR
 #   e.g. recipes/mobile_evidence.sh gemma4-micro recipes/gemma4-micro-mobile.toml prose_eval.txt prose_train.txt runs/gemma4-micro-mobile
@@ -18,14 +18,18 @@ evaluate() {  # evaluate DIR NAME
   "$qat" eval "$1" --text "$out/eval.txt" --context $context --base "$model" --json >"$out/$2.json"
 }
 
-echo "== PTQ: three observers, scales of weights by squared error, plain and weighted by activations" >&2
+echo "== PTQ: three observers; weights by squared error, plain and weighted by activations, and by the error of outputs (gptq)" >&2
 best=
 for observer in mse percentile max; do
-  for weights in plain weighted; do
+  for weights in plain weighted gptq; do
     name=ptq-$observer-$weights
-    [ $weights = plain ] && importance=() || importance=(--importance-text "$train_text" --importance-chunks 64)
+    case $weights in
+      plain) how=() ;;
+      weighted) how=(--importance-text "$train_text" --importance-chunks 64) ;;
+      gptq) how=(--rule gptq) ;;
+    esac
     rm -rf "${out:?}/$name"
-    "$qat" quantize "$model" --plan mobile --calibrate "$train_text" --observer $observer "${importance[@]}" --out "$out/$name" >/dev/null
+    "$qat" quantize "$model" --plan mobile --calibrate "$train_text" --observer $observer "${how[@]}" --out "$out/$name" >/dev/null
     evaluate "$out/$name" $name
     if [ -z "$best" ] || awk -v a="$(value perplexity "$out/$name.json")" -v b="$(value perplexity "$out/$best.json")" 'BEGIN { exit !(a < b) }'
     then best=$name; fi
