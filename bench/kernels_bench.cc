@@ -107,9 +107,10 @@ void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 12
   std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
   if (rows == 1) name += "/" + std::to_string(threads);
   const int64_t outputs = rows == 1 ? bytes / static_cast<int64_t>(row_bytes(type, kCols)) : 2048;
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-    run(state, isa, type, outputs, rows, threads);
-  })->Unit(benchmark::kMicrosecond)->UseRealTime();
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) { run(state, isa, type, outputs, rows, threads); })
+      ->Unit(benchmark::kMicrosecond)
+      ->UseRealTime();
 }
 
 }  // namespace
