@@ -1,7 +1,7 @@
-// Speed of every row of the engine's tables of kernels, on one thread. Each is held against its oracle before it is
-// timed.
-//   read                  memory read, nothing done with it, as fast as it comes: what dot/ can reach at most
-//   dot/TYPE/ISA          one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
+// Speed of every row of the engine's tables of kernels, on one thread, and on all where memory is what counts. Each is
+// held against its oracle before it is timed.
+//   read/THREADS          memory read, nothing done with it: what dot/ can reach at most
+//   dot/TYPE/ISA/THREADS  one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
 //   cached_dot/TYPE/ISA   the same with 128 kB, which the second level holds: what the instructions cost
 //   panel/TYPE/ISA        512 rows of 8-bit activations with 2048 rows of weights: multiply-adds per second
 // build: cmake -B build -DQAT_BENCH=ON && cmake --build build --target kernels_bench
@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "format/channel_grid.h"
 #include "format/grid.h"
@@ -73,12 +74,12 @@ void verify(Isa isa, const Matrix& matrix, const std::vector<float>& x, int64_t 
   std::exit(1);
 }
 
-void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t rows) {
+void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t rows, int threads) {
   const RandomMatrix w(type, outputs);
   const std::vector<float> x = random_floats(rows * kCols);
   verify(isa, w.matrix, x, rows);
   std::vector<float> y(static_cast<size_t>(rows * outputs));
-  ThreadPool pool(1);
+  ThreadPool pool(threads);
   MatmulInput input;
   for (auto _ : state) {
     input.set(x.data(), rows, kCols);
@@ -92,21 +93,24 @@ void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t 
       Counter(steps * static_cast<double>(rows * outputs * kCols), Counter::kIsRate, Counter::kIs1000);
 }
 
-void read_memory(benchmark::State& state) {
-  ThreadPool pool(1);
-  double best = 0.0;
-  for (auto _ : state) best = std::max(best, measure_read_bandwidth(pool, 1 << 28, 1));
-  state.counters["fastest"] =
-      benchmark::Counter(best * 1e9, benchmark::Counter::kDefaults, benchmark::Counter::kIs1000);
+void read_memory(benchmark::State& state, int threads) {
+  constexpr int64_t kBytes = int64_t{1} << 28;
+  ThreadPool pool(threads);
+  for (auto _ : state)
+    state.SetIterationTime(static_cast<double>(kBytes) / 1e9 / median(measure_read_bandwidth(pool, kBytes, 3)));
+  state.counters["memory"] = benchmark::Counter(static_cast<double>(state.iterations() * kBytes),
+                                                benchmark::Counter::kIsRate, benchmark::Counter::kIs1000);
 }
 
-void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 128000000) {
+void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 128000000, int threads = 1) {
   if (!isa_supported(isa)) return;
-  const std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
+  std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
+  if (rows == 1) name += "/" + std::to_string(threads);
   const int64_t outputs = rows == 1 ? bytes / static_cast<int64_t>(row_bytes(type, kCols)) : 2048;
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-    run(state, isa, type, outputs, rows);
-  })->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) { run(state, isa, type, outputs, rows, threads); })
+      ->Unit(benchmark::kMicrosecond)
+      ->UseRealTime();
 }
 
 }  // namespace
@@ -114,11 +118,17 @@ void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 12
 
 int main(int argc, char** argv) {
   using namespace qat;
-  const auto add_dots = [](Isa isa, DType type) {
-    add("dot", isa, type, 1);
+  std::vector<int> thread_counts = {1};
+  if (const unsigned all = std::thread::hardware_concurrency(); all > 1) thread_counts.push_back(static_cast<int>(all));
+  const auto add_dots = [&](Isa isa, DType type) {
+    for (const int threads : thread_counts) add("dot", isa, type, 1, 128000000, threads);
     add("cached_dot", isa, type, 1, 128000);
   };
-  benchmark::RegisterBenchmark("read", read_memory)->Unit(benchmark::kMicrosecond);
+  for (const int threads : thread_counts) {
+    benchmark::RegisterBenchmark(("read/" + std::to_string(threads)).c_str(), read_memory, threads)
+        ->Unit(benchmark::kMicrosecond)
+        ->UseManualTime();
+  }
   for (const BlockKernel& kernel : block_kernels()) add_dots(kernel.isa, kernel.type);
   for (const ChannelKernel& kernel : channel_kernels())
     if (kernel.isa != Isa::scalar) add_dots(kernel.isa, kernel.type);

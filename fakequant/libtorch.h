@@ -8,6 +8,10 @@
 #include <torch/types.h>
 #include <torch/version.h>
 
+#if AT_PARALLEL_OPENMP && !defined(_OPENMP)
+#error "at::parallel_for would be a plain loop: compile with -fopenmp"
+#endif
+
 namespace qat {
 
 // LibTorch 2.1 and newer: fused attention with a scale argument.

@@ -63,6 +63,17 @@ struct Codes2 {
 
 // ---- Queries with keys
 
+// What _mm256_hadd_ps gives, in three instructions where that is four.
+__m256 add_neighbours(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+
+// Of four vectors, each one's sum: neighbours are added first, then pairs of them, then the halves.
+__m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 pairs = add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
 // Products of n heads with kKeys keys, lane by lane; nested for the reason that Lanes gives.
 template <int n, int kKeys>
 struct ScoreSums {
@@ -74,37 +85,32 @@ struct ScoreSums {
     sum.add_product(load(q), keys);
     rest.add(load, q + q_stride, q_stride, keys);
   }
-  // Neighbours are added first, then pairs of them, then the halves of a vector, however many keys there are.
-  void store(float scale, float* out, int64_t out_stride) const {
-    const __m256 first = sum.x;
-    __m256 pairs;
+  void store(__m128 scale, float* out, int64_t out_stride) const {
     if constexpr (kKeys == 4) {
-      pairs = _mm256_hadd_ps(_mm256_hadd_ps(first, sum.rest.x), _mm256_hadd_ps(sum.rest.rest.x, sum.rest.rest.rest.x));
-    } else if constexpr (kKeys == 2) {
-      const __m256 two = _mm256_hadd_ps(first, sum.rest.x);
-      pairs = _mm256_hadd_ps(two, two);
+      _mm_storeu_ps(out, _mm_mul_ps(sums_of(sum.x, sum.rest.x, sum.rest.rest.x, sum.rest.rest.rest.x), scale));
+      rest.store(scale, out + out_stride, out_stride);
+    } else if constexpr (kKeys == 2 && n >= 2) {
+      const __m128 two = _mm_mul_ps(sums_of(sum.x, sum.rest.x, rest.sum.x, rest.sum.rest.x), scale);
+      _mm_storel_pi(reinterpret_cast<__m64*>(out), two);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(out + out_stride), two);
+      rest.rest.store(scale, out + 2 * out_stride, out_stride);
     } else {
-      const __m256 one = _mm256_hadd_ps(first, first);
-      pairs = _mm256_hadd_ps(one, one);
+      static_assert(kKeys == 1, "one key");
+      _mm_store_ss(out, _mm_mul_ps(sums_of(sum.x, sum.x, sum.x, sum.x), scale));
+      rest.store(scale, out + out_stride, out_stride);
     }
-    const __m128 sums =
-        _mm_mul_ps(_mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)), _mm_set1_ps(scale));
-    if constexpr (kKeys == 4) _mm_storeu_ps(out, sums);
-    else if constexpr (kKeys == 2) _mm_storel_pi(reinterpret_cast<__m64*>(out), sums);
-    else _mm_store_ss(out, sums);
-    rest.store(scale, out + out_stride, out_stride);
   }
 };
 template <int kKeys>
 struct ScoreSums<0, kKeys> {
   template <class LoadQuery>
   void add(const LoadQuery&, const float*, int64_t, const Lanes<kKeys>&) {}
-  void store(float, float*, int64_t) const {}
+  void store(__m128, float*, int64_t) const {}
 };
 
 template <class Load, int kHeads, int kKeys>
-void score_tile(const float* q, int64_t q_stride, const CachedRows& k, const uint8_t* keys, float scale, float* out,
-                int64_t out_stride) {
+[[gnu::always_inline]] inline void score_tile(const float* q, int64_t q_stride, const CachedRows& k,
+                                              const uint8_t* keys, __m128 scale, float* out, int64_t out_stride) {
   ScoreSums<kHeads, kKeys> sums;
   int64_t i = 0;
   for (; i + 8 <= k.cols; i += 8) {
@@ -122,7 +128,8 @@ void score_tile(const float* q, int64_t q_stride, const CachedRows& k, const uin
 }
 
 template <class Load, int kHeads>
-void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float scale, float* out, int64_t out_stride) {
+void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride) {
+  const __m128 scale = _mm_set1_ps(factor);
   constexpr int kKeys = kHeads == 4 ? 2 : 4;
   int64_t j = 0;
   for (; j + kKeys <= k.count; j += kKeys)

@@ -145,13 +145,13 @@ struct Runs {
 
 }  // namespace
 
-double measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t repeats) {
+std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t passes) {
   const int64_t pieces = bytes / (kPieceWords * static_cast<int64_t>(sizeof(uint64_t)));
-  QAT_CHECK(pieces > 0 && repeats > 0);
+  QAT_CHECK(pieces > 0 && passes > 0);
   // Written to: pages never written are all the same one.
   const std::vector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
-  double best = 0.0;
-  for (int64_t i = 0; i < repeats; ++i) {
+  std::vector<double> speeds;
+  for (int64_t i = 0; i < passes; ++i) {
     std::atomic<uint64_t> sum{0};
     const double seconds = seconds_of([&] {
       pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
@@ -159,9 +159,9 @@ double measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t repeats) 
       });
     });
     QAT_CHECK(sum == words.size());  // every word was read, in every pass
-    best = std::max(best, static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
+    speeds.push_back(static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
   }
-  return best;
+  return speeds;
 }
 
 DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cache, int64_t context, int64_t tokens) {
@@ -169,13 +169,12 @@ DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cac
   return {weight_bytes(weights), cache_bytes(weights, float_cache, half_cache, context, tokens)};
 }
 
-double Speed::median() const {
-  std::vector<double> sorted = seconds;
-  std::sort(sorted.begin(), sorted.end());
-  const size_t half = sorted.size() / 2;
-  const double middle = sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-  return static_cast<double>(tokens) / middle;
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
+double Speed::median() const { return static_cast<double>(tokens) / qat::median(seconds); }
 double Speed::slowest() const {
   return static_cast<double>(tokens) / *std::max_element(seconds.begin(), seconds.end());
 }
@@ -188,6 +187,8 @@ BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const Ben
   const bool again = options.context != options.prompt;  // the cache has to be filled to another length
   const int64_t round = options.prompt + (again ? options.context : 0) + options.tokens;
   Runs runs(engine, progress, (options.repeat + 1) * round, std::max(options.prompt, options.context + options.tokens));
+  constexpr int64_t kReads = 4;
+  std::vector<double> bandwidths;
   BenchResult result;
   result.prefill.tokens = options.prompt;
   result.decode.tokens = options.tokens;
@@ -195,12 +196,16 @@ BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const Ben
     const double prefill = runs.prefill(options.prompt);
     if (again) runs.prefill(options.context);
     const double decode = runs.decode(options.tokens);
-    if (i == 0) continue;  // the first round brings the model into memory
+    if (i == 0) {  // the first round brings the model into memory
+      result.peak_rss_bytes = peak_rss_bytes();
+      continue;
+    }
     result.prefill.seconds.push_back(prefill);
     result.decode.seconds.push_back(decode);
+    const std::vector<double> reads = measure_read_bandwidth(engine.impl().pool, options.bandwidth_bytes, kReads);
+    bandwidths.insert(bandwidths.end(), reads.begin(), reads.end());
   }
-  result.peak_rss_bytes = peak_rss_bytes();
-  result.read_bandwidth = measure_read_bandwidth(engine.impl().pool, options.bandwidth_bytes);
+  result.read_bandwidth = median(bandwidths);
   result.threads = engine.impl().pool.size();
   result.isa = engine.impl().transformer.isa();
   return result;

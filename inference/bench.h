@@ -12,9 +12,11 @@
 
 namespace qat {
 
-// GB/s (1e9 bytes) at which the pool's threads together read memory: the fastest of `repeats` passes over a buffer of
-// `bytes`, at least a megabyte. It is memory that is measured only when the buffer is much larger than every cache.
-double measure_read_bandwidth(ThreadPool& pool, int64_t bytes = int64_t{1} << 29, int64_t repeats = 10);
+// GB/s (1e9 bytes) at which the pool's threads together read memory, of each of `passes` over a buffer of `bytes`, at
+// least a megabyte. It is memory that is measured only when the buffer is much larger than every cache.
+std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t passes);
+
+double median(std::vector<double> values);  // of at least one
 
 // What one decoded token reads. Not counted: norms, activations, and anything read twice.
 struct DecodeBytes {
@@ -46,15 +48,16 @@ struct Speed {
 
 struct BenchResult {
   Speed prefill, decode;
-  double read_bandwidth = 0.0;  // GB/s of the engine's threads
-  int64_t peak_rss_bytes = 0;   // of the process so far, without the buffer of the bandwidth
+  double read_bandwidth = 0.0;  // GB/s of the engine's threads: the median of passes between the repetitions
+  int64_t peak_rss_bytes = 0;   // of the process, without the buffer of the bandwidth
   int threads = 0;
   Isa isa = Isa::scalar;
 };
 
 using BenchProgress = std::function<void(int64_t done, int64_t total)>;  // tokens; may throw
 
-// Prefill (only the last token's logits) and decode (logits of each) by turns, once unmeasured and then `repeat` times.
+// Prefill (only the last token's logits), decode (logits of each) and reading memory by turns, once unmeasured and then
+// `repeat` times.
 // The ids are random, the same in every run: what a model would answer must not decide how fast it is. The length that
 // the model was made for is no limit.
 BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const BenchProgress& progress = {});

@@ -19,24 +19,43 @@ __m256d add_to(__m256d sum, __m256 x) {
       sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
 }
 
-// e^x within 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (the next term is
-// 5e-9). 0 below -87.3 (where float leaves its normal range), infinity above 88.7, NaN for NaN.
+// e^x = 2^n e^r, |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (the next term is 5e-9): within 2 ulp.
+struct Exponential {
+  __m256 of_r;
+  __m256i n;
+  explicit Exponential(__m256 x) {
+    const __m256 whole =
+        _mm256_round_ps(_mm256_mul_ps(x, splat(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 ln2_high = splat(0.693359375f),
+                 ln2_low = splat(-2.12194440e-4f);  // the first has 9 bits: n * it is exact
+    const __m256 r = _mm256_fnmadd_ps(whole, ln2_low, _mm256_fnmadd_ps(whole, ln2_high, x));
+    const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    of_r = splat(1.0f / 5040);
+    for (const float c : taylor) of_r = _mm256_fmadd_ps(of_r, r, splat(c));
+    n = _mm256_cvtps_epi32(whole);
+  }
+};
+__m256 power_of_two(__m256i e) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+}
+__m256 zero_below_normal(__m256 x, __m256 y) {
+  return _mm256_blendv_ps(y, _mm256_setzero_ps(), _mm256_cmp_ps(x, splat(-87.33654f), _CMP_LT_OQ));
+}
+
+// 0 below -87.3 (where float leaves its normal range), infinity above 88.7, NaN for NaN.
 __m256 exp8(__m256 x) {
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, splat(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m256 ln2_high = splat(0.693359375f),
-               ln2_low = splat(-2.12194440e-4f);  // the first has 9 bits: n * it is exact
-  const __m256 r = _mm256_fnmadd_ps(n, ln2_low, _mm256_fnmadd_ps(n, ln2_high, x));
-  const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  __m256 p = splat(1.0f / 5040);
-  for (const float c : taylor) p = _mm256_fmadd_ps(p, r, splat(c));
+  const Exponential e(x);
   // 2^n as two factors, so that n = 128 does not overflow before the product does.
-  const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
-  const auto power = [](__m256i e) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
-  };
-  const __m256 y = _mm256_mul_ps(_mm256_mul_ps(p, power(half)), power(_mm256_sub_epi32(i, half)));
+  const __m256i half = _mm256_srai_epi32(e.n, 1);
+  const __m256 y = _mm256_mul_ps(_mm256_mul_ps(e.of_r, power_of_two(half)), power_of_two(_mm256_sub_epi32(e.n, half)));
   const __m256 in_range = _mm256_blendv_ps(y, splat(__builtin_inff()), _mm256_cmp_ps(x, splat(88.72284f), _CMP_GT_OQ));
-  return _mm256_blendv_ps(in_range, _mm256_setzero_ps(), _mm256_cmp_ps(x, splat(-87.33654f), _CMP_LT_OQ));
+  return zero_below_normal(x, in_range);
+}
+
+// The same of x <= 0 or NaN, where one power of two is enough.
+__m256 exp8_to_one(__m256 x) {
+  const Exponential e(x);
+  return zero_below_normal(x, _mm256_mul_ps(e.of_r, power_of_two(e.n)));
 }
 
 // tanh within 3 ulp: Taylor's polynomial near 0, where the other form cancels.
@@ -143,12 +162,12 @@ void softmax(float* x, int64_t n) {
   __m256d sum = _mm256_setzero_pd();
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), shift));
+    const __m256 e = exp8_to_one(_mm256_sub_ps(_mm256_loadu_ps(x + i), shift));
     _mm256_storeu_ps(x + i, e);
     sum = add_to(sum, e);
   }
   if (i < n) {
-    const __m256 e = exp8(_mm256_sub_ps(load_first(x + i, n - i, -__builtin_inff()), shift));
+    const __m256 e = exp8_to_one(_mm256_sub_ps(load_first(x + i, n - i, -__builtin_inff()), shift));
     _mm256_maskstore_ps(x + i, first_lanes(n - i), e);
     sum = add_to(sum, e);
   }

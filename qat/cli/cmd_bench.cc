@@ -60,7 +60,7 @@ constexpr const char* kJsonKeys = R"(Keys of --json:
   cache_bytes_per_token     keys and values that it sees, the mean of the tokens
   bytes_per_token           the sum
   decode_gb_per_s           bytes_per_token at the median speed; GB: 1e9 bytes
-  read_bandwidth_gb_per_s   the same threads, reading half a gigabyte of memory
+  read_bandwidth_gb_per_s   the same threads reading half a gigabyte of memory, between repetitions: the median
   read_bandwidth_share      decode / read; above 1 where a model fits in a cache
   peak_rss_bytes            of the process, mapped weights included)";
 

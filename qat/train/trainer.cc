@@ -1,7 +1,6 @@
 #include "qat/train/trainer.h"
 
 #include <ATen/Context.h>
-#include <dlfcn.h>
 #include <sys/resource.h>
 #include <torch/cuda.h>
 
@@ -10,7 +9,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <thread>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -21,6 +19,7 @@
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
 #include "qat/train/run_state.h"
+#include "qat/train/workers.h"
 
 namespace qat {
 namespace fs = std::filesystem;
@@ -34,17 +33,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // --- Settings of the process ---
-
-// LibTorch sets its own threads only; OpenBLAS keeps a pool beside them, and how it splits a product decides the last
-// bits.
-int64_t set_threads(int64_t wanted) {
-  const int64_t threads = wanted > 0 ? wanted : std::max<int64_t>(1, std::thread::hardware_concurrency());
-  at::set_num_threads(static_cast<int>(threads));
-  using SetThreads = void (*)(int);
-  if (const auto set = reinterpret_cast<SetThreads>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads")))
-    set(static_cast<int>(threads));
-  return threads;
-}
 
 torch::Device open_device(const std::string& name) {
   const torch::Device device(name);
@@ -141,6 +129,8 @@ class Run {
     return recipe_.dampening * 0.5 * (1.0 - std::cos(std::acos(-1.0) * std::min(1.0, progress)));
   }
   StepReport train_step(int64_t step);
+  StepReport train_sequences(const std::vector<int64_t>& rows, const ForwardWeights& weights,
+                             const ForwardOptions& forward, const LossOptions& loss) const;
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
   // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
@@ -165,6 +155,7 @@ class Run {
   Positions positions_;
   std::vector<torch::Tensor> trained_;
   AdamW optimizer_;
+  int64_t workers_ = 1;
   bool calibrated_ = false, frozen_ = false;  // stages that have begun
   std::unique_ptr<MetricsLog> metrics_;
 };
@@ -227,6 +218,9 @@ Run::Run(const TrainRequest& request)
            teacher_->config().vocab);
     teacher_weights_ = teacher_->forward_weights();
   }
+  int64_t gradient_bytes = 0;
+  for (const torch::Tensor& t : trained_) gradient_bytes += t.numel() * static_cast<int64_t>(sizeof(float));
+  workers_ = workers_for(info_.threads, recipe_.batch, gradient_bytes, device_);
   resume();
   if (info_.step == 0) initialize();
 }
@@ -317,30 +311,51 @@ void Run::calibrate() {
                                                                      : Calibration::least_squares);
 }
 
+// Forward and backward pass of some of a step's sequences: its gradients are left in `weights`, its part of the means
+// is returned.
+StepReport Run::train_sequences(const std::vector<int64_t>& rows, const ForwardWeights& weights,
+                                const ForwardOptions& forward, const LossOptions& loss) const {
+  const Batch batch = make_batch(data_.train, rows, device_);
+  HeadInput teacher;
+  if (teacher_ != nullptr) {
+    const torch::NoGradGuard no_grad;
+    teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+  }
+  const HeadInput student = run_model(model_, weights, batch.ids, forward);
+  const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
+  const double share = static_cast<double>(rows.size()) / static_cast<double>(recipe_.batch * recipe_.accumulate);
+  (losses.total * share).backward();
+  StepReport report;
+  report.loss = losses.total.item<double>() * share;
+  report.kl = losses.kl * share;
+  report.ce = losses.cross_entropy * share;
+  return report;
+}
+
 StepReport Run::train_step(int64_t step) {
   const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
   ForwardOptions forward;
   forward.gradient_checkpointing = recipe_.gradient_checkpointing;
-  const double share = 1.0 / static_cast<double>(recipe_.accumulate);
   int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;
   StepReport report;
   StepWeights weights(model_);
+  WorkerWeights shared(weights.forward(), workers_);
   for (int64_t round = 0; round < recipe_.accumulate; ++round) {
     std::vector<int64_t> rows;
     for (int64_t i = 0; i < recipe_.batch; ++i) rows.push_back(order_.at(position++));
-    const Batch batch = make_batch(data_.train, rows, device_);
-    HeadInput teacher;
-    if (teacher_ != nullptr) {
-      const torch::NoGradGuard no_grad;
-      teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+    std::vector<StepReport> parts(static_cast<size_t>(workers_));
+    run_workers(workers_, info_.threads, [&](int64_t worker) {
+      const auto first = [&](int64_t w) { return rows.begin() + recipe_.batch * w / workers_; };
+      const std::vector<int64_t> own(first(worker), first(worker + 1));
+      parts[static_cast<size_t>(worker)] = train_sequences(own, shared.of(worker), forward, loss);
+    });
+    for (const StepReport& part : parts) {
+      report.loss += part.loss;
+      report.kl += part.kl;
+      report.ce += part.ce;
     }
-    const HeadInput student = run_model(model_, weights.forward(), batch.ids, forward);
-    const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
-    (losses.total * share).backward();
-    report.loss += losses.total.item<double>() * share;
-    report.kl += losses.kl * share;
-    report.ce += losses.cross_entropy * share;
   }
+  shared.gather();
   weights.backward();
   if (recipe_.dampening > 0.0) model_.dampen(dampening(step));
   report.gradient_norm = gradient_norm(trained_);
