@@ -70,7 +70,7 @@ const std::vector<Key>& keys() {
       {"quantization", "observer", &Recipe::observer, {}, fixed,
        "mobile: how calibration chooses static scales: mse (least squared error), percentile, max (moving average)"},
       {"quantization", "calibration_sequences", &Recipe::calibration_sequences, {1, kMaxCount}, fixed,
-       "training sequences that calibration looks at: of mobile's activations, of init = \"gptq\""},
+       "training sequences that calibration looks at: mobile's activations, and where gptq begins"},
       {"quantization", "activations_after", &Recipe::activations_after, {0, 1}, fixed,
        "mobile: fraction of the steps before activations and KV cache are calibrated and become static"},
       {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,

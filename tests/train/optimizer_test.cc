@@ -52,7 +52,7 @@ TEST(AdamW, ParametersHaveRulesOfTheirOwn) {
   }
   AdamWOptions options;
   options.weight_decay = 0.5;
-  AdamW adam({plain, other}, options, {{1.0, true}, {3.0, false}});
+  AdamW adam({plain, other}, options, {{1.0, true, {}}, {3.0, false, {}}});
   adam.step(0.1);
   EXPECT_NEAR(plain.item<double>(), 1.0 - 0.1 * 0.5 - 0.1, 1e-6);
   EXPECT_NEAR(other.item<double>(), 1.0 - 0.3, 1e-6);
