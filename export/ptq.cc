@@ -220,26 +220,25 @@ class TensorEncoder {
 
 // Encodes and writes a tensor in slabs of rows; done(weights) after each.
 template <class Done>
-void write_tensor(const TensorInfo& info, const TensorEncoder& encoder, QuantizedCheckpointWriter& writer,
-                  const Done& done) {
+void write_tensor(const TensorInfo& info, const TensorEncoder& encoder, const QuantizedRows& rows, const Done& done) {
   std::vector<uint8_t> blocks;
   const int64_t slab = std::max<int64_t>(1, kSlabWeights / encoder.cols());
   for (int64_t row = 0; row < encoder.rows(); row += slab) {
     const int64_t count = std::min(slab, encoder.rows() - row);
     blocks.resize(static_cast<size_t>(count) * encoder.row_size());
     encoder.encode(row, count, blocks.data());
-    writer.append_rows(info, blocks.data(), count);
+    rows(info, blocks.data(), count);
     done(count * encoder.cols());
   }
 }
 
 template <class EncoderOf>
-void write_tensors(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of, QuantizedCheckpointWriter& writer,
+void write_tensors(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of, const QuantizedRows& rows,
                    const PtqProgress& progress) {
   int64_t total = 0, done = 0;
   for (const TensorInfo& info : checkpoint.table()) total += checkpoint.tensor(info).count();
   for (const TensorInfo& info : checkpoint.table())
-    write_tensor(info, encoder_of(info), writer, [&](int64_t weights) {
+    write_tensor(info, encoder_of(info), rows, [&](int64_t weights) {
       if (progress) progress(done += weights, total);
     });
 }
@@ -247,7 +246,7 @@ void write_tensors(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_o
 // By the rule gptq: the tables, then layer by layer.
 template <class EncoderOf>
 void write_layers(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of, const PtqOptions& options,
-                  QuantizedCheckpointWriter& writer, const PtqProgress& progress) {
+                  const QuantizedRows& rows, const PtqProgress& progress) {
   GptqLayers layers(checkpoint.directory(), options.calibration, options.threads, progress);
   int current = -1;
   for (const TensorInfo& info : checkpoint.table()) {
@@ -264,11 +263,11 @@ void write_layers(const FloatCheckpoint& checkpoint, const EncoderOf& encoder_of
                            [&](int64_t row, uint8_t* data, float*) { encoder.encode(row, 1, data); });
     const InputMoments* moments = layers.moments(info);
     if (moments == nullptr) {
-      write_tensor(info, encoder, writer, [&](int64_t weights) { layers.count_weights(weights); });
+      write_tensor(info, encoder, rows, [&](int64_t weights) { layers.count_weights(weights); });
       continue;
     }
     std::vector<uint8_t> blocks = encoder.encode_all(moments);
-    writer.append_rows(info, blocks.data(), encoder.rows());
+    rows(info, blocks.data(), encoder.rows());
     layers.install(info, encoder.grid(), std::move(blocks));
     release_pages(checkpoint.tensor(info).bytes.data(), checkpoint.tensor(info).bytes.size());
   }
@@ -306,17 +305,26 @@ void check_calibration(const std::vector<std::vector<int32_t>>& calibration, con
     fail("the calibration text is too short: expected at least ", kLeastCalibrationTokens, " tokens, found ", tokens);
 }
 
+void quantize_tensors(const FloatCheckpoint& checkpoint, const std::map<std::string, PlanEntry>& resolved,
+                      const PtqOptions& options, const QuantizedRows& rows, const PtqProgress& progress) {
+  if (options.method == PtqMethod::gptq) check_calibration(options.calibration, "rule gptq takes");
+  const auto encoder_of = [&](const TensorInfo& info) {
+    return TensorEncoder(checkpoint, info, resolved.at(info.name).grid, options);
+  };
+  if (options.method == PtqMethod::gptq) write_layers(checkpoint, encoder_of, options, rows, progress);
+  else write_tensors(checkpoint, encoder_of, rows, progress);
+}
+
 void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,
                          const std::string& out, const PtqProgress& progress) {
   const FloatCheckpoint checkpoint(hf_directory);
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
   if (options.method == PtqMethod::gptq) check_calibration(options.calibration, "rule gptq takes");
   QuantizedCheckpointWriter writer(out, hf_directory, checkpoint.table(), plan, resolved);
-  const auto encoder_of = [&](const TensorInfo& info) {
-    return TensorEncoder(checkpoint, info, resolved.at(info.name).grid, options);
+  const auto append = [&](const TensorInfo& info, const uint8_t* blocks, int64_t rows) {
+    writer.append_rows(info, blocks, rows);
   };
-  if (options.method == PtqMethod::gptq) write_layers(checkpoint, encoder_of, options, writer, progress);
-  else write_tensors(checkpoint, encoder_of, writer, progress);
+  quantize_tensors(checkpoint, resolved, options, append, progress);
   writer.commit();
 }
 

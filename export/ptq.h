@@ -44,6 +44,14 @@ using PtqProgress = std::function<void(int64_t done, int64_t total)>;  // weight
 // than encode_q4_0.
 BlockQ4_0 search_q4_0(const float* x, const float* w);
 
+// Rows of a tensor in the GGUF layout of its grid, as they come: tensors in table order, each from its first row on.
+using QuantizedRows = std::function<void(const TensorInfo& info, const uint8_t* blocks, int64_t rows)>;
+
+// Quantizes every tensor of a checkpoint and keeps nothing. The result does not depend on the number of threads. Throws
+// Error as quantize_checkpoint.
+void quantize_tensors(const FloatCheckpoint& checkpoint, const std::map<std::string, PlanEntry>& resolved,
+                      const PtqOptions& options, const QuantizedRows& rows, const PtqProgress& progress = {});
+
 // Reads an HF directory, writes a quantized checkpoint. The result does not depend on the number of threads (all
 // processors). Throws Error for a weight that is not finite or too large for its grid, naming tensor, row and column.
 void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,

@@ -9,31 +9,9 @@ namespace qat {
 namespace {
 
 using torch::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 // Rows that make a task worth a thread.
 int64_t rows_per_task(int64_t cols) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(cols, 1)); }
-
-Tensor decode_codes(const Tensor& codes, const Tensor& scales) {
-  return codes.to(torch::kFloat32).view({scales.numel(), -1}).mul_(scales.view({-1, 1})).view_as(codes);
-}
-
-struct FrozenCodes : torch::autograd::Function<FrozenCodes> {
-  static Tensor forward(AutogradContext* context, const Tensor& log_scale, const Tensor& codes, double factor) {
-    const Tensor scales = storable_scales(log_scale).contiguous();
-    context->save_for_backward({scales, codes});
-    context->saved_data["factor"] = factor;
-    return decode_codes(codes, scales);
-  }
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const Tensor &scales = saved[0], &codes = saved[1];
-    const Tensor product = decode_codes(codes, scales).mul_(gradients[0]);  // G * code * scale
-    const Tensor sum = product.view({scales.numel(), -1}).sum(1).mul_(context->saved_data["factor"].toDouble());
-    return {sum.view_as(scales), Tensor(), Tensor()};
-  }
-};
 
 }  // namespace
 
@@ -74,7 +52,8 @@ torch::Tensor channel_codes(const torch::Tensor& w, const torch::Tensor& log_sca
 torch::Tensor frozen_channel_quantize(const torch::Tensor& codes, const torch::Tensor& log_scale, int bits) {
   QAT_CHECK(codes.scalar_type() == torch::kInt8 && codes.is_contiguous());
   QAT_CHECK(log_scale.numel() > 0 && codes.numel() % log_scale.numel() == 0);
-  return FrozenCodes::apply(log_scale, codes, lsq_factor(codes.numel() / log_scale.numel(), bits));
+  return codes_times_scales(codes, log_scale, storable_scales(log_scale),
+                            lsq_factor(codes.numel() / log_scale.numel(), bits));
 }
 
 double add_dampening(const torch::Tensor& w, const torch::Tensor& log_scale, int bits, double strength,

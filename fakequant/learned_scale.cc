@@ -119,6 +119,26 @@ struct LsqQuantize : torch::autograd::Function<LsqQuantize> {
   }
 };
 
+Tensor decode_codes(const Tensor& codes, const Tensor& scales) {
+  return codes.to(torch::kFloat32).view({scales.numel(), -1}).mul_(scales.view({-1, 1})).view_as(codes);
+}
+
+struct FrozenCodes : torch::autograd::Function<FrozenCodes> {
+  static Tensor forward(AutogradContext* context, const Tensor& /*log_scale*/, const Tensor& scales,
+                        const Tensor& codes, double factor) {
+    context->save_for_backward({scales, codes});
+    context->saved_data["factor"] = factor;
+    return decode_codes(codes, scales);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &scales = saved[0], &codes = saved[1];
+    const Tensor product = decode_codes(codes, scales).mul_(gradients[0]);  // G * code * scale
+    const Tensor sum = product.view({scales.numel(), -1}).sum(1).mul_(context->saved_data["factor"].toDouble());
+    return {sum.view_as(scales), Tensor(), Tensor(), Tensor()};
+  }
+};
+
 }  // namespace
 
 torch::Tensor storable_scales(const torch::Tensor& log_scale) {
@@ -143,6 +163,13 @@ torch::Tensor lsq_quantize(const torch::Tensor& x, const torch::Tensor& log_scal
   QAT_CHECK(x.dim() >= 1 && log_scale.numel() > 0 && x.numel() % log_scale.numel() == 0);
   QAT_CHECK(bits == 2 || bits == 4 || bits == 8);
   return LsqQuantize::apply(x, log_scale, static_cast<int64_t>(bits), options.factor, options.pass_clipped);
+}
+
+torch::Tensor codes_times_scales(const torch::Tensor& codes, const torch::Tensor& log_scale,
+                                 const torch::Tensor& scales, double factor) {
+  QAT_CHECK(codes.scalar_type() == torch::kInt8 && codes.is_contiguous());
+  QAT_CHECK(scales.numel() > 0 && codes.numel() % scales.numel() == 0 && scales.numel() == log_scale.numel());
+  return FrozenCodes::apply(log_scale, scales.contiguous(), codes, factor);
 }
 
 torch::Tensor quantize_tensor_ops(const torch::Tensor& x, const torch::Tensor& scales, int bits) {

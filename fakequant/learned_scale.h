@@ -27,6 +27,12 @@ struct LsqOptions {
 // of the storable range keeps its gradient. Codes are not kept for the backward pass, which computes them again.
 torch::Tensor lsq_quantize(const torch::Tensor& x, const torch::Tensor& log_scale, int bits, const LsqOptions& options);
 
+// Codes that no longer change: codes * scales, each scale serving a run of numel(codes) / numel(scales). codes: int8,
+// contiguous; scales: what log_scale is stored as. Differentiable in log_scale alone: dL/dlog_scale = factor * sum of G
+// * code * scale.
+torch::Tensor codes_times_scales(const torch::Tensor& codes, const torch::Tensor& log_scale,
+                                 const torch::Tensor& scales, double factor);
+
 // The two halves of lsq_quantize in tensor operations, for any device. x: (runs, length), scales: (runs, 1).
 torch::Tensor quantize_tensor_ops(const torch::Tensor& x, const torch::Tensor& scales, int bits);
 struct LsqGradients {

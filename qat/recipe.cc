@@ -59,6 +59,9 @@ const std::vector<Key>& keys() {
        "type of embedding tables (llama-quantize --token-embedding-type); empty: the plan's"},
       {"quantization", "output_type", &Recipe::output_type, {}, fixed,
        "type of the output matrix (llama-quantize --output-tensor-type); empty: the plan's"},
+      {"quantization", "init", &Recipe::init, {}, fixed,
+       "where Q4_0 codes and scales begin: plain (llama-quantize's), search (least squared error of weights), gptq "
+       "(of outputs, on calibration_sequences)"},
       {"quantization", "activations", &Recipe::activations, {}, fixed,
        "mobile: static 8-bit activations into and out of each linear layer"},
       {"quantization", "kv_sliding_bits", &Recipe::kv_sliding_bits, {0, 8}, fixed,
@@ -67,17 +70,17 @@ const std::vector<Key>& keys() {
       {"quantization", "observer", &Recipe::observer, {}, fixed,
        "mobile: how calibration chooses static scales: mse (least squared error), percentile, max (moving average)"},
       {"quantization", "calibration_sequences", &Recipe::calibration_sequences, {1, kMaxCount}, fixed,
-       "mobile: training sequences that calibration looks at"},
+       "training sequences that calibration looks at: mobile's activations, and where gptq begins"},
       {"quantization", "activations_after", &Recipe::activations_after, {0, 1}, fixed,
        "mobile: fraction of the steps before activations and KV cache are calibrated and become static"},
       {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,
-       "mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
+       "q4_0, mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
       {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
-       "mobile: weights beyond their grid get a gradient too"},
+       "q4_0, mobile: weights beyond their grid get a gradient too"},
       {"quantization", "dampening", &Recipe::dampening, {0, kMost}, fixed,
        "mobile: draws weights to their levels against oscillation: weight of the sum of (w - level)^2 when codes freeze"},
       {"quantization", "scale_lr", &Recipe::scale_lr, {0, 10}, fixed,
-       "mobile: peak learning rate of the logarithms of weight scales"},
+       "q4_0, mobile: peak learning rate of the logarithms of weight scales"},
       {"quantization", "activation_lr", &Recipe::activation_lr, {0, 10}, fixed,
        "mobile: peak learning rate of the logarithms of activation and KV scales"},
 
@@ -94,6 +97,8 @@ const std::vector<Key>& keys() {
       {"train", "batch", &Recipe::batch, {1, 1 << 24}, fixed, "sequences per accumulation round"},
       {"train", "accumulate", &Recipe::accumulate, {1, 1 << 24}, fixed, "accumulation rounds per step"},
       {"train", "lr", &Recipe::lr, {0, 10}, fixed, "peak learning rate of AdamW"},
+      {"train", "relative_lr", &Recipe::relative_lr, {0, 10}, fixed,
+       "peak learning rate of weights on Q4_0 in units of their block's scale; 0: lr is theirs too"},
       {"train", "min_lr_ratio", &Recipe::min_lr_ratio, {0, 1}, fixed, "the cosine ends at this fraction of lr"},
       {"train", "warmup", &Recipe::warmup, {0, kMaxCount}, fixed, "steps in which the learning rate rises from 0"},
       {"train", "beta1", &Recipe::beta1, {0, kAlmostOne}, fixed, "AdamW: decay of the first moment"},
@@ -318,7 +323,7 @@ void check_mobile(const Recipe& r) {
       fail("recipe: [quantization] kv_sliding_bits, kv_global_bits: expected 0, 2, 4 or 8, found ", bits);
   if (r.observer != "mse" && r.observer != "percentile" && r.observer != "max")
     fail("recipe: [quantization] observer: expected mse, percentile or max, found ", quoted(r.observer));
-  if (r.freeze_after < r.activations_after)
+  if (r.plan == "mobile" && r.freeze_after < r.activations_after)
     fail("recipe: [quantization] freeze_after: expected at least activations_after = ", r.activations_after, ", found ",
          r.freeze_after);
 }
@@ -431,6 +436,8 @@ void validate_recipe(const Recipe& r) {
   }
   check_type_name(r, "embedding_type", r.embedding_type);
   check_type_name(r, "output_type", r.output_type);
+  if (r.init != "plain" && r.init != "search" && r.init != "gptq")
+    fail("recipe: [quantization] init: expected plain, search or gptq, found ", quoted(r.init));
   check_mobile(r);
   if (r.warmup > r.steps) fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);

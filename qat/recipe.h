@@ -18,7 +18,8 @@ struct Recipe {
   std::string plan = "q4_0";       // "none" = plain float training
   std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
   std::string embedding_type,
-      output_type;  // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
+      output_type;             // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
+  std::string init = "plain";  // where codes begin: "plain", "search", "gptq"
   // plan "mobile"
   bool activations = true;                          // static 8-bit activations into and out of each linear
   int64_t kv_sliding_bits = 8, kv_global_bits = 4;  // static KV cache: 2, 4, 8; 0: float
@@ -42,7 +43,8 @@ struct Recipe {
   int64_t batch = 8;       // sequences per step and accumulation round
   int64_t accumulate = 1;  // rounds per step
   double lr = 1e-4, min_lr_ratio = 0.1;
-  int64_t warmup = 50;  // steps
+  double relative_lr = 0.0;  // of weights on Q4_0, in units of their block's scale; 0: lr
+  int64_t warmup = 50;       // steps
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
   double clip = 1.0;          // global gradient norm, 0 = off
   double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy

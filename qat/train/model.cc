@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "fakequant/block_scale.h"
 #include "fakequant/channel_quantize.h"
 #include "fakequant/fake_quantize.h"
 #include "qat/train/checkpointing.h"
@@ -202,6 +203,11 @@ void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>&
     const auto entry = resolved.find(parameter.info.name);
     QAT_CHECK(entry != resolved.end());
     parameter.grid = entry->second.grid;
+    if (parameter.grid == DType::Q4_0) {
+      BlockScales scales = reference_block_scales(parameter.master);
+      parameter.log_scale = scales.log_scale.requires_grad_(true);
+      parameter.scale_sign = scales.sign;
+    }
     const int bits = code_bits(parameter.grid);
     if (bits == 0) continue;
     const int64_t cols = parameter.info.shape.back() / mobile_scales_per_row(config_, parameter.info);
@@ -214,20 +220,18 @@ std::vector<Trained> Model::trained() const {
   std::vector<Trained> all;
   for (const Parameter& p : parameters_) {
     if (!p.trained) continue;
-    all.push_back({p.info.name, p.master, Trained::weight});
-    if (p.log_scale.defined()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale});
+    all.push_back({p.info.name, p.master, Trained::weight, p.scale_sign.defined() ? p.log_scale : torch::Tensor()});
+    if (p.log_scale.defined()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale, {}});
   }
   for (const StaticGrids::Grid& grid : static_grids_.all())
-    all.push_back({grid.name, grid.log_scale, Trained::activation_scale});
+    all.push_back({grid.name, grid.log_scale, Trained::activation_scale, {}});
   return all;
 }
 
 void Model::freeze_codes() {
   const torch::NoGradGuard no_grad;
-  for (Parameter& p : parameters_) {
-    const int bits = code_bits(p.grid);
-    if (bits != 0) p.master.detach().copy_(channel_codes(p.master, p.log_scale, bits));
-  }
+  for (Parameter& p : parameters_)
+    if (p.log_scale.defined()) p.master.detach().copy_(p.codes());
   mark_frozen();
 }
 
@@ -240,10 +244,24 @@ void Model::dampen(double strength) {
 }
 
 void Model::mark_frozen() {
-  for (Parameter& p : parameters_) p.frozen = code_bits(p.grid) != 0;
+  for (Parameter& p : parameters_) p.frozen = p.log_scale.defined();
+}
+
+torch::Tensor Parameter::codes() const {
+  if (frozen) return master.detach().cpu().contiguous().to(torch::kInt8);
+  if (scale_sign.defined()) return block_codes(master, log_scale, scale_sign);
+  return channel_codes(master, log_scale, code_bits(grid));
+}
+
+torch::Tensor Parameter::scales() const {
+  return scale_sign.defined() ? stored_block_scales(log_scale, scale_sign) : storable_scales(log_scale);
 }
 
 torch::Tensor Parameter::quantized(bool pass_clipped) const {
+  if (scale_sign.defined()) {
+    if (!frozen) return block_quantize(master, log_scale, scale_sign, pass_clipped);
+    return frozen_block_quantize(master.detach().to(torch::kInt8), log_scale, scale_sign);
+  }
   const int bits = code_bits(grid);
   if (bits == 0) return fake_quantize(master, grid);
   if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);

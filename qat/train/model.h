@@ -31,14 +31,20 @@ struct ForwardWeights {
 
 struct Parameter {
   TensorInfo info;
-  torch::Tensor master;     // float32, info.shape; once frozen on a channel-wise grid: its codes, not trained any more
+  torch::Tensor
+      master;  // float32, info.shape; once frozen on a grid of learned scales: its codes, not trained any more
   DType grid = DType::F32;  // what the forward pass rounds it to
   bool trained = true;      // false: a buffer (layer_scalar)
-  // Channel-wise grids: logarithm of the learned scales, (rows * scales per row), trained.
-  torch::Tensor log_scale;
+  // Channel-wise grids: logarithm of the learned scales, (rows * scales per row), trained; Q4_0: of each block's, with
+  // its sign, which stays (fakequant/block_scale.h). Undefined for other grids.
+  torch::Tensor log_scale, scale_sign;
   bool frozen = false;
   // The master as the forward pass multiplies by it. Differentiable in the master and log_scale.
   torch::Tensor quantized(bool pass_clipped) const;
+  // Where log_scale is defined. Codes: int8, info.shape, on the CPU; scales: float32 with their sign, as files hold
+  // them.
+  torch::Tensor codes() const;
+  torch::Tensor scales() const;
 };
 
 // A tensor that the optimizer moves.
@@ -47,6 +53,7 @@ struct Trained {
   std::string name;
   torch::Tensor tensor;
   Kind kind = weight;
+  torch::Tensor unit;  // weights on Q4_0: logarithms of their blocks' scales
 };
 
 class Model {
@@ -60,17 +67,18 @@ class Model {
   std::vector<Parameter>& parameters() { return parameters_; }  // in table order
   const std::vector<Parameter>& parameters() const { return parameters_; }
   // Sets each parameter's grid; the plan must name every tensor of the table. Scales of channel-wise grids begin where
-  // a search finds the least squared error; those of activations and caches are off until they are calibrated.
+  // a search finds the least squared error, those of Q4_0 where llama-quantize has them (initialize.h moves both);
+  // those of activations and caches are off until they are calibrated.
   void apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>& resolved);
   StaticGrids& static_grids() { return static_grids_; }
   const StaticGrids& static_grids() const { return static_grids_; }
   std::vector<Trained> trained() const;  // of everything, frozen or not: what a checkpoint of the run holds
-  // Codes of channel-wise grids stay what they are now; their scales, norms and the rest go on learning.
+  // Codes on grids of learned scales stay what they are now; their scales, norms and the rest go on learning.
   void freeze_codes();
   // Adds the pull of add_dampening() to the gradients of the masters on channel-wise grids.
   void dampen(double strength);
   void mark_frozen();        // the masters already are codes: read back from a checkpoint
-  bool pass_clipped = true;  // weights beyond their channel-wise grid get a gradient too
+  bool pass_clipped = true;  // weights beyond a grid of learned scales get a gradient too
   // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.
   ForwardWeights forward_weights() const;
 

@@ -18,23 +18,42 @@ struct Update {
   float gradient_scale;
 };
 
-void update_cpu(const Update& u, int64_t count, const float* gradient, float* w, float* mean, float* square) {
-  at::parallel_for(0, count, 1 << 15, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float g = gradient[i] * u.gradient_scale;
-      mean[i] += (g - mean[i]) * (1.0f - u.beta1);
-      square[i] = square[i] * u.beta2 + (1.0f - u.beta2) * g * g;
-      w[i] = w[i] * u.keep - u.rate * mean[i] / (std::sqrt(square[i]) * u.root_correction + u.eps);
-    }
+void update_elements(const Update& u, float rate, int64_t begin, int64_t end, const float* gradient, float* w,
+                     float* mean, float* square) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = gradient[i] * u.gradient_scale;
+    mean[i] += (g - mean[i]) * (1.0f - u.beta1);
+    square[i] = square[i] * u.beta2 + (1.0f - u.beta2) * g * g;
+    w[i] = w[i] * u.keep - rate * mean[i] / (std::sqrt(square[i]) * u.root_correction + u.eps);
+  }
+}
+
+// units: what the rate of each run of elements is multiplied by; undefined: 1.
+void update_cpu(const Update& u, const torch::Tensor& units, int64_t count, const float* gradient, float* w,
+                float* mean, float* square) {
+  constexpr int64_t kElementsPerTask = 1 << 15;
+  if (!units.defined()) {
+    at::parallel_for(0, count, kElementsPerTask, [&](int64_t begin, int64_t end) {
+      update_elements(u, u.rate, begin, end, gradient, w, mean, square);
+    });
+    return;
+  }
+  const int64_t run = count / units.numel();
+  const float* unit = units.data_ptr<float>();
+  at::parallel_for(0, units.numel(), std::max<int64_t>(1, kElementsPerTask / run), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      update_elements(u, u.rate * unit[i], i * run, (i + 1) * run, gradient, w, mean, square);
   });
 }
 
-void update_tensor_ops(const Update& u, const torch::Tensor& gradient, torch::Tensor& w, torch::Tensor& mean,
-                       torch::Tensor& square) {
+void update_tensor_ops(const Update& u, const torch::Tensor& units, const torch::Tensor& gradient, torch::Tensor& w,
+                       torch::Tensor& mean, torch::Tensor& square) {
   const torch::Tensor g = gradient * u.gradient_scale;
   mean.lerp_(g, 1.0 - u.beta1);
   square.mul_(u.beta2).addcmul_(g, g, 1.0 - u.beta2);
-  w.mul_(u.keep).addcdiv_(mean, square.sqrt().mul_(u.root_correction).add_(u.eps), -u.rate);
+  const torch::Tensor root = square.sqrt().mul_(u.root_correction).add_(u.eps);
+  if (units.defined()) root.view({units.numel(), -1}).div_(units.view({-1, 1}));
+  w.mul_(u.keep).addcdiv_(mean, root, -u.rate);
 }
 
 }  // namespace
@@ -66,11 +85,12 @@ void AdamW::step(double lr, double gradient_scale) {
     u.keep = rules_[i].decays ? static_cast<float>(1.0 - own_lr * options_.weight_decay) : 1.0f;
     u.rate = static_cast<float>(own_lr / (1.0 - std::pow(options_.beta1, t)));
     const torch::Tensor gradient = parameters_[i].grad().contiguous();
-    torch::Tensor w = parameters_[i].detach();
+    torch::Tensor w = parameters_[i].detach(), units;
+    if (rules_[i].log_unit.defined()) units = rules_[i].log_unit.detach().exp();
     if (w.is_cpu())
-      update_cpu(u, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(),
+      update_cpu(u, units, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(),
                  squares_[i].data_ptr<float>());
-    else update_tensor_ops(u, gradient, w, means_[i], squares_[i]);
+    else update_tensor_ops(u, units, gradient, w, means_[i], squares_[i]);
   }
 }
 

@@ -18,6 +18,9 @@ struct AdamWOptions {
 struct ParameterRule {
   double relative_lr = 1.0;  // its learning rate as a multiple of the step's
   bool decays = true;        // weight_decay acts on it
+  // When defined: element i has the learning rate times exp(log_unit[i / (elements per unit)]), as it stands at the
+  // step.
+  torch::Tensor log_unit;
 };
 
 class AdamW {

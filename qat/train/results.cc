@@ -1,12 +1,14 @@
 #include "qat/train/results.h"
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "export/mobile_export.h"
-#include "fakequant/channel_quantize.h"
 #include "format/channel_grid.h"
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/number.h"
 
 namespace qat {
 namespace {
@@ -40,12 +42,42 @@ const Parameter& stored_parameter(const Model& model, const TensorInfo& info) {
 
 // Rows of a parameter as the mobile schema stores them: packed codes, or floats.
 void encode_parameter(const Parameter& p, int64_t rows, int64_t cols, uint8_t* out) {
-  const torch::Tensor weights = on_host(p);
   const int bits = code_bits(p.grid);
-  if (bits == 0) return encode_rows(p.grid, weights.data_ptr<float>(), rows, cols, out);
-  const torch::Tensor codes = p.frozen ? weights.to(torch::kInt8) : channel_codes(weights, p.log_scale, bits);
+  if (bits == 0) return encode_rows(p.grid, on_host(p).data_ptr<float>(), rows, cols, out);
+  const torch::Tensor codes = p.codes();
   pack_codes(bits, codes.data_ptr<int8_t>(), rows, cols, out);
 }
+
+// Rows as they stand in the GGUF layout.
+class BlockRows {
+ public:
+  explicit BlockRows(const Parameter& p) : grid_(p.grid), cols_(p.info.shape.back()) {
+    if (!p.log_scale.defined()) {
+      weights_ = on_host(p);
+      return;
+    }
+    codes_ = p.codes();
+    scales_ = p.scales().cpu().contiguous();
+  }
+  void encode(int64_t row, int64_t count, uint8_t* out) const {
+    if (weights_.defined()) return encode_rows(grid_, weights_.data_ptr<float>() + row * cols_, count, cols_, out);
+    CodedRows coded;
+    coded.grid = grid_;
+    coded.rows = count;
+    coded.cols = cols_;
+    const int8_t* codes = codes_.data_ptr<int8_t>() + row * cols_;
+    const float* scales = scales_.data_ptr<float>() + row * cols_ / kBlockSize;
+    coded.codes.assign(codes, codes + count * cols_);
+    std::transform(scales, scales + count * cols_ / kBlockSize, std::back_inserter(coded.scales), f32_to_f16);
+    pack_rows(coded, out);
+  }
+
+ private:
+  DType grid_;
+  int64_t cols_;
+  torch::Tensor weights_;         // grids with a rule for their scales
+  torch::Tensor codes_, scales_;  // learned scales
+};
 
 }  // namespace
 
@@ -54,14 +86,14 @@ void write_quantized(const Model& model, const Plan& plan, const std::map<std::s
   QuantizedCheckpointWriter writer(directory, source_directory, model.table(), plan, resolved);
   constexpr int64_t kWeightsPerPiece = 1 << 22;
   for (const Parameter& parameter : model.parameters()) {
-    const torch::Tensor weights = on_host(parameter);
-    const int64_t cols = weights.size(-1), rows = weights.numel() / cols;
+    const BlockRows source(parameter);
+    const int64_t cols = parameter.info.shape.back(), rows = parameter.master.numel() / cols;
     const int64_t piece = std::max<int64_t>(1, kWeightsPerPiece / cols);
     std::vector<uint8_t> blocks;
     for (int64_t row = 0; row < rows; row += piece) {
       const int64_t count = std::min(piece, rows - row);
       blocks.resize(static_cast<size_t>(count) * row_bytes(parameter.grid, cols));
-      encode_rows(parameter.grid, weights.data_ptr<float>() + row * cols, count, cols, blocks.data());
+      source.encode(row, count, blocks.data());
       writer.append_rows(parameter.info, blocks.data(), count);
     }
   }
@@ -78,7 +110,7 @@ void write_mobile(const Model& model, const std::string& source_directory, const
     MobileSpec spec;
     spec.dtype = p.grid;
     if (code_bits(p.grid) != 0) {
-      const torch::Tensor scales = storable_scales(p.log_scale).cpu().contiguous();
+      const torch::Tensor scales = p.scales().cpu().contiguous();
       spec.scales.assign(scales.data_ptr<float>(), scales.data_ptr<float>() + scales.numel());
       spec.scales_per_row = mobile_scales_per_row(model.config(), info);
       spec.input_scale = model.static_grids().input_scale(info);

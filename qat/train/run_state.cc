@@ -59,6 +59,8 @@ std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer) {
     state.push_back({"adam_square." + t.name, optimizer.squares()[i]});
     ++i;
   }
+  for (const Parameter& p : model.parameters())
+    if (p.scale_sign.defined()) state.push_back({p.info.name + ".scale_sign", p.scale_sign});
   return state;
 }
 

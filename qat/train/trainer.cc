@@ -14,6 +14,7 @@
 #include "format/file_io.h"
 #include "qat/progress.h"
 #include "qat/train/data.h"
+#include "qat/train/initialize.h"
 #include "qat/train/losses.h"
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
@@ -114,6 +115,7 @@ class Run {
 
  private:
   void resume();
+  void initialize();  // codes and scales of a run that begins
   // Turns on what the plan has from this step on: static activations, frozen codes.
   void begin_stages(int64_t step);
   void calibrate();
@@ -154,7 +156,7 @@ class Run {
   std::vector<torch::Tensor> trained_;
   AdamW optimizer_;
   int64_t workers_ = 1;
-  bool calibrated_ = false, frozen_ = false;  // stages of a mobile plan that have begun
+  bool calibrated_ = false, frozen_ = false;  // stages that have begun
   std::unique_ptr<MetricsLog> metrics_;
 };
 
@@ -168,10 +170,13 @@ std::vector<torch::Tensor> trained_tensors(const Model& model) {
 std::vector<ParameterRule> parameter_rules(const Model& model, const Recipe& recipe) {
   std::vector<ParameterRule> rules;
   for (const Trained& t : model.trained()) {
-    const double lr = t.kind == Trained::weight         ? recipe.lr
+    const bool relative = recipe.relative_lr > 0.0 && t.unit.defined();
+    const double lr = relative                          ? recipe.relative_lr
+                      : t.kind == Trained::weight       ? recipe.lr
                       : t.kind == Trained::weight_scale ? recipe.scale_lr
                                                         : recipe.activation_lr;
-    rules.push_back({recipe.lr > 0.0 ? lr / recipe.lr : 1.0, t.kind == Trained::weight});
+    rules.push_back(
+        {recipe.lr > 0.0 ? lr / recipe.lr : 1.0, t.kind == Trained::weight, relative ? t.unit : torch::Tensor()});
   }
   return rules;
 }
@@ -217,6 +222,18 @@ Run::Run(const TrainRequest& request)
   for (const torch::Tensor& t : trained_) gradient_bytes += t.numel() * static_cast<int64_t>(sizeof(float));
   workers_ = workers_for(info_.threads, recipe_.batch, gradient_bytes, device_);
   resume();
+  if (info_.step == 0) initialize();
+}
+
+void Run::initialize() {
+  if (recipe_.init == "plain") return;
+  std::vector<std::vector<int32_t>> calibration;
+  const int64_t count = std::min(recipe_.calibration_sequences, data_.train.count());
+  for (int64_t i = 0; recipe_.init == "gptq" && i < count; ++i) {
+    const int32_t* row = data_.train.row(order_.at(i));
+    calibration.emplace_back(row, row + data_.train.length);
+  }
+  initialize_blocks(model_, source_, resolved_, recipe_, std::move(calibration));
 }
 
 // Without --resume an unfinished run is not thrown away; a finished one is.
@@ -245,7 +262,7 @@ void Run::resume() {
       load_run(newest, model_, optimizer_);
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
-      frozen_ = plan_.mobile && info_.step > stage_step(recipe_.freeze_after);
+      frozen_ = info_.step > stage_step(recipe_.freeze_after);
       if (frozen_) model_.mark_frozen();
       std::fprintf(stderr, "resumed %s\n", newest.c_str());
     }
@@ -269,8 +286,7 @@ HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, cons
 // A stage begins before its first step; a checkpoint of the step before does not hold it yet, so a resumed run begins
 // it again, from the same numbers.
 void Run::begin_stages(int64_t step) {
-  if (!plan_.mobile) return;
-  if (step > stage_step(recipe_.activations_after) && !calibrated_) calibrate();
+  if (plan_.mobile && step > stage_step(recipe_.activations_after) && !calibrated_) calibrate();
   if (step > stage_step(recipe_.freeze_after) && step <= recipe_.steps && !frozen_) {
     model_.freeze_codes();
     frozen_ = true;

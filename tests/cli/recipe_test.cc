@@ -102,8 +102,8 @@ TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
   const std::string text = recipe_to_toml(Recipe());
   size_t rows = 0;
   for (size_t at = text.find(" = "); at != std::string::npos; at = text.find(" = ", at + 1)) ++rows;
-  EXPECT_EQ(rows, 46u);
-  const size_t strings = 9, lists = 2, wholes = 17, numbers = 15, flags = 3;
+  EXPECT_EQ(rows, 48u);
+  const size_t strings = 10, lists = 2, wholes = 17, numbers = 16, flags = 3;
   EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
   EXPECT_EQ(sizeof(Recipe),
             strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
@@ -196,6 +196,8 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
               }),
               HasSubstr("rules: expected one of f32, f16, bf16, i8, i4, i2, found \"Q4_0\""));
   EXPECT_THAT(invalid([](Recipe& r) { r.plan = "q4_00"; }), HasSubstr("q4_00"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.init = "gtpq"; }),
+              HasSubstr("init: expected plain, search or gptq, found \"gtpq\""));
   EXPECT_EQ(invalid([](Recipe&) {}), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");
 }

@@ -14,15 +14,18 @@ done
 
 arguments=()
 for model in "${models[@]}"; do
-  for plan in q4_0 q8_0; do
+  for plan in q4_0 q4_0-gptq q8_0; do
     run=$work/run-$(basename "$model")-$plan
+    [ $plan = q4_0-gptq ] && init=gptq freeze_after=0.6 || init=plain freeze_after=1.0
     mkdir -p "$run"
     cat >"$run/recipe.toml" <<EOF
 [model]
 model = "$model"
 out = "$run"
 [quantization]
-plan = "$plan"
+plan = "${plan%-gptq}"
+init = "$init"
+freeze_after = $freeze_after
 [data]
 data = ["$work/text.txt"]
 sequence = 64

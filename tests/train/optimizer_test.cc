@@ -52,10 +52,24 @@ TEST(AdamW, ParametersHaveRulesOfTheirOwn) {
   }
   AdamWOptions options;
   options.weight_decay = 0.5;
-  AdamW adam({plain, other}, options, {{1.0, true}, {3.0, false}});
+  AdamW adam({plain, other}, options, {{1.0, true, {}}, {3.0, false, {}}});
   adam.step(0.1);
   EXPECT_NEAR(plain.item<double>(), 1.0 - 0.1 * 0.5 - 0.1, 1e-6);
   EXPECT_NEAR(other.item<double>(), 1.0 - 0.3, 1e-6);
+}
+
+TEST(AdamW, ElementsMayBeMeasuredInUnits) {
+  torch::Tensor w = torch::ones({2, 2}), log_unit = torch::tensor({0.0f, std::log(0.5f)});
+  w.requires_grad_();
+  w.mutable_grad() = torch::full({2, 2}, 2.0f);
+  AdamW adam({w}, {}, {{1.0, true, log_unit}});
+  adam.step(0.1);
+  EXPECT_TRUE(torch::allclose(w.detach(), torch::tensor({{0.9f, 0.9f}, {0.95f, 0.95f}}), 1e-6, 1e-6));
+  log_unit.fill_(0.0);  // as it stands at the step
+  const torch::Tensor before = w.detach().clone();
+  w.mutable_grad() = torch::full({2, 2}, 2.0f);
+  adam.step(0.1);
+  EXPECT_TRUE(torch::allclose(w.detach(), before - 0.1, 1e-6, 1e-6));
 }
 
 TEST(GradientNorm, IsOverAllParameters) {

@@ -3,8 +3,12 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <cstring>
+#include <map>
 
+#include "export/ptq.h"
+#include "qat/train/data.h"
 #include "qat/train/run_state.h"
 #include "tests/train/trainer_fixture.h"
 
@@ -76,6 +80,7 @@ TEST_F(Trainer, FilesHoldWhatTheLastForwardPassMultipliedBy) {
   for (const char* plan : {"q4_0", "q8_0", "f16"}) {
     Recipe r = recipe(plan);
     r.plan = plan;
+    r.freeze_after = 1.0;
     const std::string dump = directory_ / (std::string(plan) + ".safetensors");
     train(r, false, dump);
     const QuantizedCheckpoint checkpoint(r.out + "/quantized");
@@ -92,6 +97,97 @@ TEST_F(Trainer, FilesHoldWhatTheLastForwardPassMultipliedBy) {
           << plan << " " << info.name << " on " << dtype_name(grid);
     }
   }
+}
+
+// Of the tensors that have learned scales, by name; codes and scales as the file holds them.
+std::map<std::string, std::vector<uint8_t>> q4_0_blocks(const std::string& directory) {
+  const QuantizedCheckpoint checkpoint(directory);
+  std::map<std::string, std::vector<uint8_t>> all;
+  for (const TensorInfo& info : checkpoint.table()) {
+    if (checkpoint.grid(info) != DType::Q4_0) continue;
+    std::vector<uint8_t>& blocks = all[info.name];
+    blocks.resize(static_cast<size_t>(info.shape[0]) * row_bytes(DType::Q4_0, info.shape[1]));
+    checkpoint.read_blocks(info, 0, -1, blocks.data());
+  }
+  return all;
+}
+
+class InitializedTrainer : public Trainer {
+ protected:
+  Recipe initialized(const std::string& init, const std::string& out) const {
+    Recipe r = recipe(out);
+    r.init = init;
+    r.calibration_sequences = 30;  // of 24 tokens
+    r.freeze_after = 0.5;          // from step 4 on (2.5 steps, rounded)
+    r.relative_lr = 0.02;
+    return r;
+  }
+};
+
+TEST_F(InitializedTrainer, BeginsAtTheCodesOfPtq) {
+  const std::pair<const char*, PtqMethod> rules[] = {{"search", PtqMethod::mse}, {"gptq", PtqMethod::gptq}};
+  for (const auto& [init, method] : rules) {
+    Recipe r = initialized(init, std::string("run-") + init);
+    r.steps = 1;
+    r.warmup = 0;
+    r.lr = r.scale_lr = r.relative_lr = 0.0;  // a run that moves nothing
+    train(r);
+    PtqOptions options;
+    options.method = method;
+    const FloatCheckpoint checkpoint(r.model);
+    const TrainingData data = load_training_data(r, checkpoint.config());
+    DataOrder order(data.train.count(), r.seed);
+    for (int64_t i = 0; i < std::min(r.calibration_sequences, data.train.count()); ++i) {
+      const int32_t* row = data.train.row(order.at(i));
+      options.calibration.emplace_back(row, row + data.train.length);
+    }
+    const std::string ptq = directory_ / (std::string("ptq-") + init);
+    quantize_checkpoint(r.model, plan_from_name("q4_0"), options, ptq);
+    const auto expected = q4_0_blocks(ptq), found = q4_0_blocks(r.out + "/quantized");
+    ASSERT_GT(expected.size(), 5u);
+    EXPECT_EQ(found, expected) << init;
+  }
+}
+
+TEST_F(InitializedTrainer, ResumingAfterEveryStepGivesTheSameBits) {
+  const Recipe whole = initialized("gptq", "whole"), pieces = initialized("gptq", "pieces");
+  train(whole);
+  for (int64_t step = 1; step < whole.steps + 1; ++step) {
+    g_stop_signal = SIGTERM;
+    ASSERT_EQ(train(pieces, step > 1).step, step);
+  }
+  g_stop_signal = 0;
+  train(pieces, true);
+  EXPECT_EQ(read_file(pieces.out + "/quantized/model.safetensors"),
+            read_file(whole.out + "/quantized/model.safetensors"));
+  EXPECT_EQ(metrics(pieces), metrics(whole));
+}
+
+TEST_F(InitializedTrainer, FrozenCodesStayAndScalesGoOn) {
+  Recipe r = initialized("search", "all"), first = initialized("search", "first");
+  r.freeze_after = 0.6;  // from step 4 on
+  r.scale_lr = 0.05;
+  r.checkpoint_every = 1;
+  r.keep_checkpoints = 9;
+  train(r);
+  const Safetensors before(r.out + "/checkpoints/step-00000004.safetensors");
+  const Safetensors after(r.out + "/checkpoints/step-00000005.safetensors");
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  const auto same = [&](const std::string& tensor) {
+    const TensorView &a = before.at(tensor), &b = after.at(tensor);
+    return std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
+  };
+  EXPECT_TRUE(same(name));
+  EXPECT_TRUE(same(name + ".scale_sign"));
+  EXPECT_FALSE(same(name + ".log_scale"));
+  for (const float code : to_floats(before.at(name), "checkpoint")) EXPECT_EQ(code, std::round(code));
+}
+
+TEST_F(InitializedTrainer, SaysThatTheCalibrationTextIsTooShort) {
+  Recipe r = initialized("gptq", "run");
+  r.calibration_sequences = 2;
+  EXPECT_THAT(error_of(r), HasSubstr("calibration text is too short: expected at least 512 tokens, found 48"));
+  EXPECT_THAT(error_of(r), HasSubstr("calibration_sequences"));
 }
 
 TEST_F(Trainer, PlanNoneWritesAFloatCheckpoint) {

@@ -1,0 +1,19 @@
+// Where Q4_0 training begins: the codes and scales that post-training quantization finds.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "qat/recipe.h"
+#include "qat/train/model.h"
+
+namespace qat {
+
+// Moves the scales of blocks on Q4_0 to those that recipe.init finds for `checkpoint`, and with "gptq" the masters as
+// near to their weights as they come without leaving GPTQ's codes. calibration ("gptq"): token sequences as
+// PtqOptions has them. Shows progress. Throws Error: too little calibration text.
+void initialize_blocks(Model& model, const FloatCheckpoint& checkpoint,
+                       const std::map<std::string, PlanEntry>& resolved, const Recipe& recipe,
+                       std::vector<std::vector<int32_t>> calibration);
+
+}  // namespace qat
