@@ -90,6 +90,16 @@ class QuantizedSource : public TensorSource {
   const QuantizedCheckpoint& checkpoint_;
 };
 
+// Every tensor of the file; type(info): of a matrix.
+template <class Type>
+std::vector<GgufTensorSpec> tensor_specs(const std::vector<TensorInfo>& table, size_t rope_divisors, const Type& type) {
+  std::vector<GgufTensorSpec> specs;
+  if (rope_divisors > 0) specs.push_back({kRopeFreqs, DType::F32, {static_cast<int64_t>(rope_divisors)}});
+  for (const TensorInfo& info : table)
+    specs.push_back({info.gguf, info.shape.size() == 2 ? type(info) : DType::F32, info.shape});
+  return specs;
+}
+
 // Writes one file from one source, tensor by tensor, rows in slabs.
 class GgufExport {
  public:
@@ -98,7 +108,8 @@ class GgufExport {
       : config_(config), table_(table), source_(source), progress_(progress), divisors_(rope_divisors(config)) {}
 
   void write(const std::string& out, const GgufMetadata& metadata) {
-    const std::vector<GgufTensorSpec> specs = tensor_specs();
+    const std::vector<GgufTensorSpec> specs =
+        tensor_specs(table_, divisors_.size(), [&](const TensorInfo& info) { return source_.type(info); });
     for (const GgufTensorSpec& spec : specs) total_ += spec_bytes(spec);
     GgufWriter writer(out, metadata, specs);
     if (!divisors_.empty()) append(writer, divisors_.data(), divisors_.size() * sizeof(float));
@@ -110,14 +121,6 @@ class GgufExport {
   }
 
  private:
-  std::vector<GgufTensorSpec> tensor_specs() const {
-    std::vector<GgufTensorSpec> specs;
-    if (!divisors_.empty()) specs.push_back({kRopeFreqs, DType::F32, {static_cast<int64_t>(divisors_.size())}});
-    for (const TensorInfo& info : table_)
-      specs.push_back({info.gguf, info.shape.size() == 2 ? source_.type(info) : DType::F32, info.shape});
-    return specs;
-  }
-
   static uint64_t spec_bytes(const GgufTensorSpec& spec) {
     const uint64_t rows = spec.shape.size() == 2 ? static_cast<uint64_t>(spec.shape[0]) : 1;
     return rows * row_bytes(spec.dtype, spec.shape.back());
@@ -278,6 +281,12 @@ void export_gguf(const std::string& quantized_checkpoint, const std::string& out
   const GgufMetadata metadata = gguf_metadata(checkpoint.config(), quantized_checkpoint,
                                               gguf_file_type(prevailing_type(source, checkpoint.table())));
   GgufExport(checkpoint.config(), checkpoint.table(), source, progress).write(out, metadata);
+}
+
+uint64_t gguf_bytes(const FloatCheckpoint& checkpoint, const std::map<std::string, DType>& types) {
+  const GgufMetadata metadata = gguf_metadata(checkpoint.config(), checkpoint.directory(), gguf_file_type(DType::Q4_0));
+  return gguf_file_bytes(metadata, tensor_specs(checkpoint.table(), rope_divisors(checkpoint.config()).size(),
+                                                [&](const TensorInfo& info) { return types.at(info.name); }));
 }
 
 void export_gguf_mobile(const std::string& mobile_directory, const std::string& out, const ExportProgress& progress) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "format/checkpoint.h"
@@ -25,6 +26,10 @@ using ExportProgress = std::function<void(uint64_t bytes_done, uint64_t bytes)>;
 // Notes: Gemma 3 norms are written as 1 + w; Llama q and k rows are permuted to the interleaved order;
 // rope_freqs.weight is generated; 1-D tensors are widened to F32, as llama.cpp needs them.
 void export_gguf(const std::string& quantized_checkpoint, const std::string& out, const ExportProgress& progress = {});
+
+// Bytes of the file that export_gguf writes of a checkpoint quantized to these types (of matrices, by canonical name),
+// but for the length of its directory's name, which is general.name.
+uint64_t gguf_bytes(const FloatCheckpoint& checkpoint, const std::map<std::string, DType>& types);
 
 // From a directory in the mobile schema: int2 rows as Q2_0, int4 as Q4_0, int8 as Q8_0; where such blocks do not divide
 // what shares a scale, in the next type that holds the same values (Q2_0, Q4_0, F16). Never rounds: throws Error for a

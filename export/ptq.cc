@@ -115,6 +115,7 @@ class ScaleSweep {
 // The largest magnitude a grid's scale can still carry as a finite float16 (65520 and above become infinity).
 float magnitude_limit(DType grid) {
   switch (grid) {
+    case DType::Q2_0:  // the largest may be its scale
     case DType::F16: return 65520.0f;
     case DType::Q4_0: return 65520.0f * 8;
     case DType::Q8_0: return 65520.0f * 127;
@@ -313,6 +314,11 @@ void quantize_tensors(const FloatCheckpoint& checkpoint, const std::map<std::str
   };
   if (options.method == PtqMethod::gptq) write_layers(checkpoint, encoder_of, options, rows, progress);
   else write_tensors(checkpoint, encoder_of, rows, progress);
+}
+
+void encode_checkpoint_rows(const FloatCheckpoint& checkpoint, const TensorInfo& info, DType grid,
+                            const PtqOptions& options, int64_t row, int64_t count, uint8_t* out) {
+  TensorEncoder(checkpoint, info, grid, options).encode(row, count, out);
 }
 
 void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,

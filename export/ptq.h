@@ -52,6 +52,11 @@ using QuantizedRows = std::function<void(const TensorInfo& info, const uint8_t* 
 void quantize_tensors(const FloatCheckpoint& checkpoint, const std::map<std::string, PlanEntry>& resolved,
                       const PtqOptions& options, const QuantizedRows& rows, const PtqProgress& progress = {});
 
+// Rows [row, row + count) of a matrix on a grid, as quantize_checkpoint rounds what gptq leaves alone (its own linears
+// too: as mse). Throws Error as it does.
+void encode_checkpoint_rows(const FloatCheckpoint& checkpoint, const TensorInfo& info, DType grid,
+                            const PtqOptions& options, int64_t row, int64_t count, uint8_t* out);
+
 // Reads an HF directory, writes a quantized checkpoint. The result does not depend on the number of threads (all
 // processors). Throws Error for a weight that is not finite or too large for its grid, naming tensor, row and column.
 void quantize_checkpoint(const std::string& hf_directory, const Plan& plan, const PtqOptions& options,

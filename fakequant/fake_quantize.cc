@@ -28,7 +28,7 @@ torch::Tensor quantize_dequantize(const torch::Tensor& w, DType grid) {
   QAT_CHECK(is_grid(grid) && w.size(-1) % dtype_info(grid).block_size == 0);
   if (grid == DType::F32) return w.clone();
   if (w.is_cpu()) return fake_quantize_cpu(w, grid);
-  if (grid == DType::Q6_K) return fake_quantize_cpu(w.cpu(), grid).to(w.device());
+  if (grid == DType::Q6_K || grid == DType::Q2_0) return fake_quantize_cpu(w.cpu(), grid).to(w.device());
   return fake_quantize_tensor_ops(w, grid);
 }
 

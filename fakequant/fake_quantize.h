@@ -8,7 +8,7 @@ namespace qat {
 
 // The rows of w (..., cols), float32 and finite, rounded onto `grid`. cols must be a multiple of the grid's block size.
 // CPU tensors go through format/'s fake_quantize_rows, in parallel over rows; CUDA tensors through the tensor
-// operations below, except Q6_K, whose search has no tensor form: it is computed on the CPU.
+// operations below, except Q6_K and Q2_0, whose searches have no tensor form: they are computed on the CPU.
 //
 // Differentiable, with rounding taken as the identity (straight through): dL/dw = dL/dw_hat. On Q4_0 the block's scale
 // is a function of its weights too, d = m / -8 with m the weight of largest magnitude, and its gradient goes to m as

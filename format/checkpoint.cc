@@ -226,6 +226,12 @@ void QuantizedCheckpoint::read_blocks(const TensorInfo& info, int64_t row, int64
   coded.grid = type;
   coded.cols = cols;
   std::vector<uint8_t> packed;
+  const auto check_codes = [&](const std::string& name, const std::vector<int8_t>& found, int least, int most) {
+    for (const int8_t code : found)
+      if (code < least || code > most)
+        fail(directory_, ": tensor ", name, ": expected codes from ", least, " to ", most, ", found ",
+             static_cast<int>(code));
+  };
   for_pieces(count, cols, [&](int64_t first, int64_t rows) {
     coded.rows = rows;
     if (type == DType::Q4_0) {
@@ -238,10 +244,9 @@ void QuantizedCheckpoint::read_blocks(const TensorInfo& info, int64_t row, int64
     copy_rows(scales, row + first, rows, &coded.scales);
     if (type == DType::Q6_K) {
       copy_rows(file_->at(info.name + ".sub_scales"), row + first, rows, &coded.sub_scales);
-      for (const int8_t code : coded.codes)
-        if (code < -32 || code > 31)
-          fail(directory_, ": tensor ", codes.name, ": expected codes from -32 to 31, found ", static_cast<int>(code));
+      check_codes(codes.name, coded.codes, -32, 31);
     }
+    if (type == DType::Q2_0) check_codes(codes.name, coded.codes, -1, 2);
     pack_rows(coded, out + static_cast<size_t>(first) * stride);
   });
 }

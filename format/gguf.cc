@@ -401,8 +401,10 @@ const GgufTensor& GgufFile::tensor(const std::string& name) const {
   return *tensor;
 }
 
-GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs)
-    : file_(path) {
+namespace {
+
+// What precedes the tensors; `end`: where the last of them ends, padding included, counted from there.
+std::string header_of(const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs, uint64_t* end) {
   std::string header = "GGUF";
   put<uint32_t>(&header, kVersion);
   put<uint64_t>(&header, specs.size());
@@ -414,7 +416,7 @@ GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata, co
     const uint32_t type = type_id(value.index());
     std::visit([&](const auto& v) { put_payload(&header, type, v); }, value);
   }
-  uint64_t offset = 0;
+  *end = 0;
   for (const GgufTensorSpec& spec : specs) {
     const auto bytes = tensor_bytes(spec.dtype, spec.shape);
     QAT_CHECK(bytes && *bytes > 0 && spec.shape.size() <= kMaxDims && spec.name.size() < 64);  // ggml's limits
@@ -423,11 +425,26 @@ GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata, co
     put<uint32_t>(&header, static_cast<uint32_t>(spec.shape.size()));
     for (size_t d = spec.shape.size(); d-- > 0;) put<uint64_t>(&header, static_cast<uint64_t>(spec.shape[d]));
     put<uint32_t>(&header, static_cast<uint32_t>(dtype_info(spec.dtype).ggml_id));
-    put<uint64_t>(&header, offset);
-    sizes_.push_back(*bytes);
-    offset = align_up(offset + *bytes, kDefaultAlignment);
+    put<uint64_t>(&header, *end);
+    *end = align_up(*end + *bytes, kDefaultAlignment);
   }
   header.resize(align_up(header.size(), kDefaultAlignment));
+  return header;
+}
+
+}  // namespace
+
+uint64_t gguf_file_bytes(const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs) {
+  uint64_t end = 0;
+  const std::string header = header_of(metadata, specs, &end);
+  return header.size() + end;
+}
+
+GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs)
+    : file_(path) {
+  uint64_t end = 0;
+  const std::string header = header_of(metadata, specs, &end);
+  for (const GgufTensorSpec& spec : specs) sizes_.push_back(*tensor_bytes(spec.dtype, spec.shape));
   file_.write(header.data(), header.size());
 }
 

@@ -65,6 +65,8 @@ struct GgufTensorSpec {
   DType dtype = DType::F32;
   std::vector<int64_t> shape;  // outermost first
 };
+// Bytes of the whole file, before any of it is written.
+uint64_t gguf_file_bytes(const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs);
 class GgufWriter {
  public:
   GgufWriter(const std::string& path, const GgufMetadata& metadata, const std::vector<GgufTensorSpec>& specs);

@@ -67,6 +67,9 @@ BlockQ4_0 pack_q4_0(const float* x, float inverse, uint16_t d) {
   return block;
 }
 
+// -1..2, ties up.
+float q2_0_level(float x) { return std::floor(smaller(larger(x, -1.0f), 2.0f) + 0.5f); }
+
 template <class Block>
 Block load_block(const uint8_t* data) {
   Block block;
@@ -100,11 +103,18 @@ void unpack_codes(const BlockQ4_0& block, int8_t* codes) {
     codes[j + 16] = static_cast<int8_t>((block.qs[j] >> 4) - 8);
   }
 }
+void unpack_codes(const BlockQ2_0& block, int8_t* codes) {
+  for (int j = 0; j < kBlockQ2_0; ++j) codes[j] = static_cast<int8_t>(((block.qs[j / 4] >> (2 * (j % 4))) & 3) - 1);
+}
 void unpack_codes(const BlockQ8_0& block, int8_t* codes) { std::memcpy(codes, block.qs, sizeof block.qs); }
 void unpack_codes(const BlockQ6_K& block, int8_t* codes) { unpack_q6_k_codes(block, codes); }
 
 void pack_codes(const int8_t* codes, BlockQ4_0* block) {
   for (int j = 0; j < 16; ++j) block->qs[j] = static_cast<uint8_t>((codes[j] + 8) | ((codes[j + 16] + 8) << 4));
+}
+void pack_codes(const int8_t* codes, BlockQ2_0* block) {
+  for (int j = 0; j < kBlockQ2_0; ++j)
+    block->qs[j / 4] = static_cast<uint8_t>(block->qs[j / 4] | ((codes[j] + 1) << (2 * (j % 4))));
 }
 void pack_codes(const int8_t* codes, BlockQ8_0* block) { std::memcpy(block->qs, codes, sizeof block->qs); }
 void pack_codes(const int8_t* codes, BlockQ6_K* block) { pack_q6_k_codes(codes, block); }
@@ -139,7 +149,9 @@ uint16_t load_u16(const uint8_t* data, int64_t i) {
 
 bool is_grid(DType type) { return type == DType::F32 || type == DType::F16 || type == DType::BF16 || has_codes(type); }
 
-bool has_codes(DType type) { return type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K; }
+bool has_codes(DType type) {
+  return type == DType::Q2_0 || type == DType::Q4_0 || type == DType::Q8_0 || type == DType::Q6_K;
+}
 
 BlockQ4_0 encode_q4_0(const float* x) {
   const float d = extreme_of(x) / -8.0f, inverse = reciprocal(d);
@@ -179,6 +191,33 @@ void decode_block(const BlockQ2_0& block, float* out) {
   for (int j = 0; j < kBlockQ2_0; ++j) out[j] = d * static_cast<float>(((block.qs[j / 4] >> (2 * (j % 4))) & 3) - 1);
 }
 
+BlockQ2_0 encode_q2_0(const float* x) {
+  float largest = 0.0f;
+  for (int j = 0; j < kBlockQ2_0; ++j) largest = larger(largest, std::fabs(x[j]));
+  float best_gain = 0.0f, best = 0.0f;
+  const float unit = reciprocal(largest);
+  for (int k = 0; k < 26; ++k) {
+    const float inverse = (k % 2 == 0 ? unit : -unit) * (1.0f + 0.25f * static_cast<float>(k / 2));
+    float xl = 0.0f, ll = 0.0f;
+    for (int j = 0; j < kBlockQ2_0; ++j) {
+      const float level = q2_0_level(x[j] * inverse);
+      xl += x[j] * level;
+      ll += level * level;
+    }
+    // For these levels d = xl / ll leaves the least squared error: sum x^2 less this.
+    if (ll == 0.0f || xl * xl <= best_gain * ll) continue;
+    best_gain = xl * xl / ll;
+    best = xl / ll;
+  }
+  BlockQ2_0 block = {};
+  block.d = f32_to_f16(best);
+  const float inverse = reciprocal(f16_to_f32(block.d));
+  int8_t codes[kBlockQ2_0];
+  for (int j = 0; j < kBlockQ2_0; ++j) codes[j] = static_cast<int8_t>(q2_0_level(x[j] * inverse));
+  pack_codes(codes, &block);
+  return block;
+}
+
 BlockQ8_0 encode_q8_0(const float* x) {
   const float d = std::fabs(extreme_of(x)) / 127.0f;
   const float inverse = reciprocal(d);
@@ -206,6 +245,7 @@ void encode_rows(DType grid, const float* x, int64_t rows, int64_t cols, uint8_t
     case DType::BF16:
       for (int64_t i = 0; i < count; ++i) store_u16(out, i, f32_to_bf16(x[i]));
       break;
+    case DType::Q2_0: encode_blocks<BlockQ2_0>(x, count, block_size, out, encode_q2_0); break;
     case DType::Q4_0: encode_blocks<BlockQ4_0>(x, count, block_size, out, encode_q4_0); break;
     case DType::Q8_0: encode_blocks<BlockQ8_0>(x, count, block_size, out, encode_q8_0); break;
     default: encode_blocks<BlockQ6_K>(x, count, block_size, out, encode_q6_k); break;
@@ -213,7 +253,7 @@ void encode_rows(DType grid, const float* x, int64_t rows, int64_t cols, uint8_t
 }
 
 void decode_rows(DType grid, const uint8_t* data, int64_t rows, int64_t cols, float* out) {
-  QAT_CHECK(is_grid(grid) || grid == DType::Q2_0);
+  QAT_CHECK(is_grid(grid));
   const int block_size = dtype_info(grid).block_size;
   QAT_CHECK(cols % block_size == 0);
   const int64_t count = rows * cols / block_size;
@@ -247,6 +287,7 @@ void fake_quantize_rows(DType grid, const float* x, int64_t rows, int64_t cols, 
     case DType::BF16:
       for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(f32_to_bf16(x[i]));
       break;
+    case DType::Q2_0: fake_quantize_blocks(x, count, block_size, out, encode_q2_0); break;
     case DType::Q4_0: fake_quantize_blocks(x, count, block_size, out, encode_q4_0); break;
     case DType::Q8_0: fake_quantize_blocks(x, count, block_size, out, encode_q8_0); break;
     default: fake_quantize_blocks(x, count, block_size, out, encode_q6_k); break;
@@ -262,6 +303,7 @@ CodedRows unpack_rows(DType grid, const uint8_t* data, int64_t rows, int64_t col
   coded.cols = cols;
   coded.codes.resize(count);
   coded.scales.resize(count / block_size);
+  if (grid == DType::Q2_0) unpack_blocks<BlockQ2_0>(data, block_size, &coded);
   if (grid == DType::Q4_0) unpack_blocks<BlockQ4_0>(data, block_size, &coded);
   if (grid == DType::Q8_0) unpack_blocks<BlockQ8_0>(data, block_size, &coded);
   if (grid != DType::Q6_K) return coded;
@@ -277,6 +319,7 @@ void pack_rows(const CodedRows& coded, uint8_t* out) {
   const size_t count = static_cast<size_t>(coded.rows * coded.cols);
   QAT_CHECK(has_codes(coded.grid) && static_cast<size_t>(coded.cols) % block_size == 0);
   QAT_CHECK(coded.codes.size() == count && coded.scales.size() == count / block_size);
+  if (coded.grid == DType::Q2_0) pack_blocks<BlockQ2_0>(coded, block_size, out);
   if (coded.grid == DType::Q4_0) pack_blocks<BlockQ4_0>(coded, block_size, out);
   if (coded.grid == DType::Q8_0) pack_blocks<BlockQ8_0>(coded, block_size, out);
   if (coded.grid != DType::Q6_K) return;

@@ -40,17 +40,16 @@ struct BlockQ6_K {
 };
 static_assert(sizeof(BlockQ6_K) == 210);
 
-// 64 weights, value(j) = d * (code(j) - 1); element j in byte j / 4 at bits 2 * (j mod 4). ggml decodes it; its encoder
-// never uses the code 2, so there is none here: only rows that are on a grid of 2 bits become Q2_0 (pack_q2_0).
+// 64 weights, value(j) = d * (code(j) - 1); element j in byte j / 4 at bits 2 * (j mod 4).
 struct BlockQ2_0 {
-  uint16_t d;      // scale, float16 bits; negative in what pack_q2_0 writes
+  uint16_t d;      // scale, float16 bits; may be negative
   uint8_t qs[16];  // codes 0..3
 };
 static_assert(sizeof(BlockQ2_0) == 18);
 
-// True for types that encode_rows takes; decode_rows takes these and Q2_0.
+// True for types that encode_rows and decode_rows take.
 bool is_grid(DType type);
-// True for the grids whose values are code * scale (Q4_0, Q8_0, Q6_K); false for F32, F16, BF16.
+// True for the grids whose values are code * scale (Q2_0, Q4_0, Q8_0, Q6_K); false for F32, F16, BF16.
 bool has_codes(DType type);
 
 // Rounds float rows (row-major, rows x cols) onto the grid by its reference rule (the one `llama-quantize`
@@ -71,6 +70,9 @@ BlockQ4_0 encode_q4_0_with_scale(const float* x, float d);
 BlockQ4_0 encode_q4_0(const float* x);
 BlockQ8_0 encode_q8_0(const float* x);
 BlockQ6_K encode_q6_k(const float* x);  // ggml's search over 19 candidate scales per group
+// A search of its own over 26 candidates: ggml's rule, the largest magnitude, leaves a block three levels of which most
+// weights get one.
+BlockQ2_0 encode_q2_0(const float* x);
 // 64 codes -2..1 of a channel-wise row (format/channel_grid.h) with their scale, which float16 must hold exactly
 // (checked): d = -scale and code = 1 - v mean v * scale.
 BlockQ2_0 pack_q2_0(const int8_t* codes, float scale);
@@ -87,7 +89,7 @@ struct CodedRows {
   DType grid = DType::Q4_0;
   int64_t rows = 0;
   int64_t cols = 0;
-  std::vector<int8_t> codes;       // rows * cols signed levels: Q4_0 -8..7, Q8_0 -127..127, Q6_K -32..31
+  std::vector<int8_t> codes;       // rows * cols signed levels: Q2_0 -1..2, Q4_0 -8..7, Q8_0 -127..127, Q6_K -32..31
   std::vector<uint16_t> scales;    // rows * cols / block size, float16 bits
   std::vector<int8_t> sub_scales;  // Q6_K only: rows * cols / 16
 };

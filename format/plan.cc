@@ -1,10 +1,12 @@
 #include "format/plan.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "format/channel_grid.h"
 #include "format/error.h"
+#include "format/file_io.h"
 #include "format/pattern.h"
 
 namespace qat {
@@ -14,10 +16,12 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "qat_plan";
 constexpr int kVersion = 1;
+constexpr size_t kMostPlanBytes = size_t{1} << 26;
 
 void require_grid(DType type, const std::string& place) {
   if (!is_grid(type))
-    fail(place, ": expected a type that can be written (F32, F16, BF16, Q4_0, Q8_0, Q6_K), found ", dtype_name(type));
+    fail(place, ": expected a type that can be written (F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K), found ",
+         dtype_name(type));
 }
 
 void require_grid(const Plan& plan, DType type, const std::string& place) {
@@ -50,6 +54,7 @@ PlanEntry fit_to_shape(DType wanted, int64_t cols) {
   entry.grid = wanted;
   if (cols % dtype_info(entry.grid).block_size == 0) return entry;
   if (entry.grid == DType::Q6_K) entry.grid = DType::Q8_0;
+  if (entry.grid == DType::Q2_0) entry.grid = DType::Q4_0;
   if (cols % dtype_info(entry.grid).block_size != 0) entry.grid = DType::F16;
   entry.note = std::to_string(cols) + " columns are no multiple of " + std::to_string(dtype_info(wanted).block_size) +
                ": " + dtype_name(entry.grid);
@@ -63,6 +68,24 @@ void require_match(const Pattern& pattern, const std::string& text, const std::v
   fail("plan rule \"", text, "\": matches no tensor that can be quantized");
 }
 
+// Of the plans that are a type for all matrices; nullptr: of none.
+const DType* target_of(const std::string& name) {
+  static const std::map<std::string, DType> kTargets = {
+      {"f32", DType::F32}, {"f16", DType::F16}, {"bf16", DType::BF16}, {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}};
+  const auto found = kTargets.find(name);
+  return found == kTargets.end() ? nullptr : &found->second;
+}
+
+Json plan_json(const std::string& text, const std::string& origin) {
+  Json json = Json::parse(text, nullptr, false);
+  if (json.is_discarded()) fail(origin, ": expected JSON, found something else");
+  if (!json.is_object() || json.value("format", Json()) != kFormat)
+    fail(origin, ": expected an object with \"format\": \"", kFormat, "\"");
+  if (json.value("version", Json()) != kVersion)
+    fail(origin, ": version: expected ", kVersion, ", found ", json.value("version", Json()).dump());
+  return json;
+}
+
 DType source_type(const std::map<std::string, DType>& source_types, const TensorInfo& info) {
   const auto found = source_types.find(info.name);
   return found == source_types.end() ? DType::F32 : found->second;
@@ -74,13 +97,41 @@ Plan plan_from_name(const std::string& name) {
   Plan plan;
   plan.name = name;
   if (name == "none") plan.keep = true;
-  else if (name == "f32") plan.target = DType::F32;
-  else if (name == "f16") plan.target = DType::F16;
-  else if (name == "bf16") plan.target = DType::BF16;
-  else if (name == "q8_0") plan.target = DType::Q8_0;
-  else if (name == "q4_0") plan.target = DType::Q4_0;
   else if (name == "mobile") plan.mobile = true;
-  else fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0, q4_0 or mobile");
+  else if (const DType* target = target_of(name)) plan.target = *target;
+  else
+    fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0, q4_0 or mobile",
+         name == kDynamicPlan ? "; dynamic is chosen for a model by qat quantize --plan dynamic: name its directory"
+                              : "");
+  return plan;
+}
+
+bool is_plan_name(const std::string& name) { return name == "none" || name == "mobile" || target_of(name) != nullptr; }
+
+Plan plan_from_name_or_file(const std::string& text) {
+  std::error_code ignored;
+  const bool file = !is_plan_name(text) && std::filesystem::exists(text, ignored);
+  return file ? plan_from_file(text) : plan_from_name(text);
+}
+
+Plan plan_from_file(const std::string& path) {
+  const std::string file = std::filesystem::is_directory(path) ? path + "/qat_plan.json" : path;
+  const Json json = plan_json(read_file(file, kMostPlanBytes), file);
+  Plan plan = plan_from_name("q4_0");
+  plan.name = kDynamicPlan;
+  if (json.value("name", Json()) != kDynamicPlan)
+    fail(file, ": expected a plan of qat quantize --plan dynamic, found ", json.value("name", Json()).dump(),
+         ", whose types follow from its name");
+  const Json rules = json.value("rules", Json());
+  if (!rules.is_array()) fail(file, ": rules: expected an array, found ", rules.dump());
+  for (const Json& rule : rules) {
+    const Json pattern = rule.is_object() ? rule.value("pattern", Json()) : Json();
+    const Json grid = rule.is_object() ? rule.value("grid", Json()) : Json();
+    const DTypeInfo* info = grid.is_string() ? find_dtype_by_name(grid.get_ref<const std::string&>()) : nullptr;
+    if (!pattern.is_string() || info == nullptr || !is_grid(info->id))
+      fail(file, ": rules: expected {\"pattern\": ..., \"grid\": a type}, found ", rule.dump());
+    plan.rules.push_back({pattern.get<std::string>(), info->id});
+  }
   return plan;
 }
 
@@ -159,12 +210,7 @@ std::string plan_to_json(const Plan& plan, const std::map<std::string, PlanEntry
 }
 
 std::map<std::string, DType> resolved_plan_from_json(const std::string& text, const std::string& origin) {
-  const Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) fail(origin, ": expected JSON, found something else");
-  if (!json.is_object() || json.value("format", Json()) != kFormat)
-    fail(origin, ": expected an object with \"format\": \"", kFormat, "\"");
-  if (json.value("version", Json()) != kVersion)
-    fail(origin, ": version: expected ", kVersion, ", found ", json.value("version", Json()).dump());
+  const Json json = plan_json(text, origin);
   const auto tensors = json.find("tensors");
   if (tensors == json.end() || !tensors->is_object())
     fail(origin, ": tensors: expected an object of tensor name to type");

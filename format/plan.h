@@ -34,8 +34,17 @@ struct Plan {
   int kv_sliding_bits = 8, kv_global_bits = 4;  // KV cache of sliding and of global layers: 2, 4, 8; 0: float
 };
 
+constexpr const char* kDynamicPlan = "dynamic";  // the plan q4_0 with rules chosen for one model
+
 // Names: "none"; "f32", "f16", "bf16", "q8_0", "q4_0"; "mobile". Throws Error listing the names.
 Plan plan_from_name(const std::string& name);
+bool is_plan_name(const std::string& name);
+
+// A plan that was chosen for one model (qat quantize --plan dynamic), from the qat_plan.json that was written with it:
+// its directory, or the file itself. Throws Error for a file that holds none: types of other plans follow from a name.
+Plan plan_from_file(const std::string& path);
+// Whichever of the two the text is; a name if it could be both.
+Plan plan_from_name_or_file(const std::string& text);
 
 struct PlanEntry {
   DType grid = DType::F32;
@@ -49,10 +58,10 @@ DType mobile_grid(const TensorInfo& info, const std::vector<TensorInfo>& table);
 
 // The grid of every tensor in the table, by canonical name. Norms, scalars and whatever is not quantizable: F32 for 1-D
 // tensors; the matrices llama-quantize leaves alone keep BF16/F16/F32 as the checkpoint has them (`source_types`).
-// Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, then F16. The order of decisions:
-// format/README.md. A mobile plan takes rows of any width, and keeps floats in the type the checkpoint has. Throws
-// Error for a rule that is no regular expression, matches no tensor that can be quantized, or names a type that is no
-// grid of such a plan.
+// Fallback for rows that blocks do not divide, as in llama-quantize: Q6_K -> Q8_0, Q2_0 -> Q4_0, then F16. The order of
+// decisions: format/README.md. A mobile plan takes rows of any width, and keeps floats in the type the checkpoint has.
+// Throws Error for a rule that is no regular expression, matches no tensor that can be quantized, or names a type that
+// is no grid of such a plan.
 std::map<std::string, PlanEntry> resolve_plan(const Plan& plan, const std::vector<TensorInfo>& table,
                                               const std::map<std::string, DType>& source_types);
 

@@ -5,6 +5,11 @@
 #include "format/error.h"
 
 namespace qat {
+namespace {
+
+constexpr int64_t kHeadRows = 64;  // whose logits are in memory at a time
+
+}  // namespace
 
 LayerRun::LayerRun(Weights weights, const EngineOptions& options, const std::vector<std::vector<int32_t>>& sequences)
     : transformer_(std::move(weights), options.reference ? Isa::scalar : select_isa(), options),
@@ -50,6 +55,31 @@ void LayerRun::run_layer(size_t layer, bool keep, const std::function<void(int64
     workspace_.per_layer.swap(stream.per_layer);
     if (keep) workspace_.hidden.swap(stream.hidden);
     if (progress) progress(done += static_cast<int64_t>(stream.rows.size()));
+  }
+}
+
+void LayerRun::save_stream() {
+  for (Stream& stream : streams_) stream.saved = stream.hidden;
+}
+
+void LayerRun::restore_stream() {
+  for (Stream& stream : streams_) stream.hidden = stream.saved;
+}
+
+void LayerRun::head(const std::function<void(int64_t, int64_t, const float*)>& take) {
+  logits_.resize(static_cast<size_t>(kHeadRows * config().vocab));
+  int64_t first = 0;
+  for (const Stream& stream : streams_) {
+    const auto count = static_cast<int64_t>(stream.rows.size());
+    for (int64_t begin = 0; begin < count; begin += kHeadRows) {
+      const int64_t rows = std::min(kHeadRows, count - begin);
+      workspace_.rows.assign(stream.rows.begin() + begin, stream.rows.begin() + begin + rows);
+      const auto hidden = stream.hidden.begin() + begin * config().hidden;
+      workspace_.hidden.assign(hidden, hidden + rows * config().hidden);
+      transformer_.head(pool_, workspace_, logits_.data());
+      take(first, rows, logits_.data());
+      first += rows;
+    }
   }
 }
 

@@ -29,17 +29,26 @@ class LayerRun {
   // hook saw (K and V too are written again by the run that keeps).
   void run_layer(size_t layer, bool keep, const std::function<void(int64_t tokens_done)>& progress);
 
+  // The residual stream as it is now, to come back to after runs that kept theirs. K and V of the layers run since
+  // remain changed; whoever runs on from here writes them again.
+  void save_stream();
+  void restore_stream();
+  // After the last layer: logits [rows, vocab] of rows from `first` on (counted over all sequences), a part at a time.
+  void head(const std::function<void(int64_t first, int64_t rows, const float* logits)>& take);
+
  private:
   // Rows of one sequence that pass together.
   struct Stream {
     std::vector<BatchRow> rows;
     std::vector<float> hidden, per_layer;  // as in Workspace
+    std::vector<float> saved;              // hidden, once
   };
   Transformer transformer_;
   ThreadPool pool_;
   Workspace workspace_;
   std::vector<KvCache> caches_;  // one per sequence
   std::vector<Stream> streams_;
+  std::vector<float> logits_;
   int64_t tokens_ = 0;
 };
 

@@ -339,6 +339,7 @@ struct Transformer::Pass {
   }
 
   void head(float* logits) {
+    grown(ws.normed, n * c.hidden);
     norm_rows(ws.hidden.data(), w.output_norm, ws.normed.data());
     ws.input.set(ws.normed.data(), n, c.hidden);
     multiply(ws.input, w.output, model.output_, logits);
@@ -380,6 +381,12 @@ void Transformer::run_layer(ThreadPool& pool, Workspace& ws, size_t layer) const
   QAT_CHECK(pass.n > 0 && pass.n <= kMaxBatchRows && layer < weights_.layers.size());
   pass.prepare();
   pass.layer_block(layer);
+}
+
+void Transformer::head(ThreadPool& pool, Workspace& ws, float* logits) const {
+  Pass pass(*this, pool, ws);
+  QAT_CHECK(pass.n > 0 && pass.n <= kMaxBatchRows);
+  pass.head(logits);
 }
 
 }  // namespace qat

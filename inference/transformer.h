@@ -54,7 +54,9 @@ class Transformer {
   // The same in steps, for who runs many sequences through one layer before the next (inference/layer_run.h).
   // embed() fills ws.hidden and ws.per_layer for ws.rows; run_layer() takes ws.hidden through one layer, all rows.
   void embed(ThreadPool& pool, Workspace& ws) const;
+  // head() makes logits [rows, vocab] of it. ws.rows, hidden and per_layer remain.
   void run_layer(ThreadPool& pool, Workspace& ws, size_t layer) const;
+  void head(ThreadPool& pool, Workspace& ws, float* logits) const;
   Weights& weights() { return weights_; }  // to be exchanged between runs, by others of the same shape
 
   ActivationHook activation_hook;

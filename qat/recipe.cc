@@ -52,7 +52,8 @@ const std::vector<Key>& keys() {
        "output directory: result, checkpoints, metrics, the resolved recipe"},
 
       {"quantization", "plan", &Recipe::plan, {}, fixed,
-       "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; mobile; none: plain float training"},
+       "which grid each tensor sits on: q4_0, q8_0, bf16, f16, f32; mobile; none: plain float training; or the directory "
+       "of a plan chosen by qat quantize --plan dynamic"},
       {"quantization", "rules", &Recipe::rules, {}, fixed,
        "PATTERN=TYPE, tried before the plan: a regular expression found in the tensor's name; the first match wins"},
       {"quantization", "embedding_type", &Recipe::embedding_type, {}, fixed,
@@ -337,8 +338,8 @@ void check_type_name(const Recipe& r, const char* key, const std::string& name) 
     return code_bits(type) != 0 || (is_grid(type) && !has_codes(type));
   };
   if (info != nullptr && allowed(info->id)) return;
-  fail("recipe: [quantization] ", key, ": expected one of f32, f16, bf16, ", mobile ? "i8, i4, i2" : "q8_0, q6_k, q4_0",
-       ", found \"", name, "\"");
+  fail("recipe: [quantization] ", key, ": expected one of f32, f16, bf16, ",
+       mobile ? "i8, i4, i2" : "q8_0, q6_k, q4_0, q2_0", ", found \"", name, "\"");
 }
 
 void check_losses(const Recipe& r) {
@@ -412,6 +413,13 @@ void recipe_set(Recipe& recipe, const std::string& assignment) {
     fail(place, ": ", key_text(key), ": expected ", type_text(key), ", found ", quoted(value));
   }
   read_node(recipe, key, *parsed.get("value"), place);
+}
+
+void take_plan_file(Recipe& r) {
+  if (is_plan_name(r.plan)) return;
+  const Plan plan = plan_from_name_or_file(r.plan);
+  for (const PlanRule& rule : plan.rules) r.rules.push_back(rule.pattern + "=" + dtype_name(rule.grid));
+  r.plan = "q4_0";
 }
 
 void validate_recipe(const Recipe& r) {

@@ -64,6 +64,9 @@ Recipe recipe_from_file(const std::string& path);
 Recipe recipe_from_toml(const std::string& text, const std::string& origin);
 // One "section.key=value" or "key=value" on top. The value is TOML; text needs no quotes, a list may be one bare text.
 void recipe_set(Recipe& recipe, const std::string& assignment);
+// Where `plan` is a directory of qat quantize --plan dynamic, or its qat_plan.json: the plan q4_0 instead, with that
+// file's rules after the recipe's own. Throws Error for a file that holds no such plan.
+void take_plan_file(Recipe& recipe);
 // What must hold before a run: every number in its bounds, model, out and data given, plan, rules and types known,
 // losses and device possible. Looks at no file. Throws Error naming key, bound and value.
 void validate_recipe(const Recipe& recipe);

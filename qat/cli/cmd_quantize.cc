@@ -6,6 +6,7 @@
 #include "format/error.h"
 #include "qat/cli/calibration.h"
 #include "qat/cli/commands.h"
+#include "qat/cli/dynamic_plan.h"
 #include "qat/cli/options.h"
 #include "qat/cli/summary.h"
 #include "qat/progress.h"
@@ -16,6 +17,8 @@ namespace {
 struct QuantizeOptions {
   std::string model, out;
   PlanOptions plan;
+  bool dynamic = false;  // plan dynamic: q4_0, and rules that are chosen
+  std::string budget;
   std::vector<std::string> rules;             // --rule: a way to choose scales, or PATTERN=TYPE
   std::vector<std::string> importance_texts;  // text whose activations weigh the squared error
   int64_t importance_chunks = -1;             // of 512 tokens; -1: all of the text
@@ -115,13 +118,27 @@ void quantize_to_mobile(const QuantizeOptions& options, const Plan& plan, const 
   if (bar) bar->finish();
 }
 
+void check_dynamic(const QuantizeOptions& options) {
+  if (options.budget.empty())
+    fail("plan dynamic chooses types under a size: give one (--budget 4.5, --budget 700MB, --budget q4_0)");
+  check_budget(options.budget);
+  if (options.calibration_texts.empty())
+    fail("plan dynamic measures what each type costs: give a text to run (--calibrate TEXT)");
+  if (options.plan.pure || !options.plan.embedding_type.empty() || !options.plan.output_type.empty())
+    fail(
+        "plan dynamic chooses types itself: no --pure, --token-embedding-type, --output-tensor-type; a rule "
+        "PATTERN=TYPE settles a tensor's");
+}
+
 // Everything that can be said before the work begins.
 void check_options(const QuantizeOptions& options, const Plan& plan, PtqMethod method) {
   if (plan.mobile) check_mobile_output(options.out);
   else check_output_directory(options.out, "qat_plan.json");
   const bool given = !options.calibration_texts.empty(), gptq = method == PtqMethod::gptq;
   if (gptq && !given) fail("--rule gptq measures what enters each linear: give a text to run (--calibrate TEXT)");
-  if (!plan.mobile && !gptq && given)
+  if (options.dynamic) check_dynamic(options);
+  else if (!options.budget.empty()) fail("--budget: the plan ", plan.name, " does not have it; the plan dynamic does");
+  if (!plan.mobile && !gptq && !options.dynamic && given)
     fail("--calibrate: the plan ", plan.name,
          " has no static scales to calibrate; the plan mobile has, and --rule gptq takes a text");
   if (plan.mobile && needs_calibration(plan) && !given)
@@ -133,7 +150,9 @@ void check_options(const QuantizeOptions& options, const Plan& plan, PtqMethod m
 void run_quantize(QuantizeOptions options) {
   PtqOptions ptq;
   ptq.method = take_method(options);
-  const Plan plan = make_plan(options.plan);
+  options.dynamic = options.plan.name == kDynamicPlan;
+  if (options.dynamic) options.plan.name = "q4_0";
+  Plan plan = make_plan(options.plan);
   check_options(options, plan, ptq.method);
   std::error_code ignored;
   if (std::filesystem::equivalent(options.model, options.out, ignored))
@@ -143,6 +162,7 @@ void run_quantize(QuantizeOptions options) {
   if (!options.importance_texts.empty()) ptq.importance = &importance;
   ptq.threads = options.engine.threads;
   ptq.calibration = calibration_of(options);
+  if (options.dynamic) plan = choose_types(options.model, plan, options.budget, ptq);
   if (plan.mobile) quantize_to_mobile(options, plan, ptq);
   else quantize_to_blocks(options, plan, ptq);
   const Totals totals = summarize(options.out).totals();
@@ -156,7 +176,7 @@ void add_mobile_options(CLI::App& command, QuantizeOptions& options) {
       .add_option(
           "--calibrate", options.calibration_texts,
           "Texts that are run to see activations. Plan mobile: its static scales of activations and KV cache are "
-          "taken from them; --rule gptq: what enters each linear; one or more")
+          "taken from them; --rule gptq: what enters each linear; plan dynamic: what types cost; one or more")
       ->type_name("FILE");
   command.add_option("--calibrate-tokens", options.calibration_tokens, "Use at most so many tokens of them")
       ->check(whole_number(kLeastCalibrationTokens))
@@ -193,10 +213,16 @@ void add_quantize_command(CLI::App& app) {
   command
       ->add_option(
           "--plan", options->plan.name,
-          "Which type each tensor gets: as llama-quantize chooses (q4_0, q8_0, bf16, f16, f32), or mobile: the "
-          "widths, static activations and KV cache of Gemma 4's mobile checkpoints")
+          "Which type each tensor gets: as llama-quantize chooses (q4_0, q8_0, bf16, f16, f32); mobile: the widths, "
+          "static activations and KV cache of Gemma 4's mobile checkpoints; dynamic: the types that cost least within "
+          "--budget, measured; or the directory that --plan dynamic wrote, to use its types again")
       ->required()
       ->type_name("NAME");
+  command
+      ->add_option("--budget", options->budget,
+                   "Plan dynamic: bits per weight of the quantized matrices (4.5), the size of the GGUF file (700MB), "
+                   "or a plan whose file it may not exceed (q4_0)")
+      ->type_name("SIZE");
   command
       ->add_option("--out", options->out,
                    "Directory of the quantized checkpoint; of the plan mobile, a Hugging Face directory")
@@ -238,6 +264,7 @@ void add_quantize_command(CLI::App& app) {
   command->footer(
       "Example:\n  qat quantize gemma/ --plan q4_0 --rule search --importance-text calibration.txt --out gemma-q4\n  "
       "qat quantize gemma/ --plan q4_0 --rule gptq --calibrate calibration.txt --out gemma-q4\n  qat "
+      "quantize gemma/ --plan dynamic --budget q4_0 --calibrate calibration.txt --out gemma-dynamic\n  qat "
       "quantize gemma/ --plan mobile --calibrate calibration.txt --out gemma-mobile\n  qat quantize gemma/ --plan "
       "mobile --rule 'mlp=i4' --activations off --kv-bits float --out gemma-w4");
   command->callback([options] { run_quantize(*options); });

@@ -52,6 +52,7 @@ Recipe merge_recipe(const TrainOptions& options) {
     if (!value->empty()) recipe_set(recipe, std::string(key) + "=" + *value);
   }
   if (!options.data.empty()) recipe.data = options.data;
+  take_plan_file(recipe);
   validate_recipe(recipe);
   return recipe;
 }
@@ -184,7 +185,10 @@ void add_train_command(CLI::App& app) {
       ->type_name("KEY=VALUE");
   command->add_option("--model", options->model, "Hugging Face directory to train")->type_name("DIR");
   command->add_option("--out", options->out, "Directory of the result, its checkpoints and metrics")->type_name("DIR");
-  command->add_option("--plan", options->plan, "q4_0, q8_0, ...; none: plain float training")->type_name("NAME");
+  command
+      ->add_option("--plan", options->plan,
+                   "q4_0, q8_0, ...; none: plain float training; a directory of qat quantize --plan dynamic: its types")
+      ->type_name("NAME");
   command->add_option("--data", options->data, "Text file, directory of them, or \"teacher\"; may be repeated")
       ->allow_extra_args(false)
       ->type_name("FILE");

@@ -107,8 +107,8 @@ DType grid_from_name(const std::string& name, const std::string& flag, bool mobi
   const bool known = info != nullptr && (is_grid(info->id) || (mobile && code_bits(info->id) != 0));
   if (!known || (mobile && has_codes(info->id)))
     fail(flag, ": expected one of ",
-         mobile ? "i2, i4, i8, f32, f16, bf16 (plan mobile)" : "f32, f16, bf16, q8_0, q6_k, q4_0", ", found \"", name,
-         "\"");
+         mobile ? "i2, i4, i8, f32, f16, bf16 (plan mobile)" : "f32, f16, bf16, q8_0, q6_k, q4_0, q2_0", ", found \"",
+         name, "\"");
   return info->id;
 }
 
@@ -146,7 +146,7 @@ void set_mobile_options(const PlanOptions& options, Plan* plan) {
 }  // namespace
 
 Plan make_plan(const PlanOptions& options) {
-  Plan plan = plan_from_name(options.name);
+  Plan plan = plan_from_name_or_file(options.name);
   const auto type = [&](const std::string& name, const std::string& flag) {
     return grid_from_name(name, flag, plan.mobile);
   };

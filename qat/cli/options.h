@@ -36,7 +36,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
 
 // The flags that shape a plan, as `qat quantize` and llama-quantize spell them.
 struct PlanOptions {
-  std::string name;                         // --plan
+  std::string name;                         // --plan: a name, or where a chosen plan is
   std::vector<std::string> rules;           // "PATTERN=TYPE"
   std::string embedding_type, output_type;  // empty: the plan's
   bool pure = false;

@@ -203,6 +203,27 @@ TEST_F(CommandError, PlansAndTypes) {
                "ptq.gguf: expected a Hugging Face directory or a quantized checkpoint, found a GGUF file");
 }
 
+TEST_F(CommandError, DynamicPlans) {
+  const std::string bare = "quantize tiny --plan dynamic --out q ", with = bare + "--calibrate text.txt ";
+  expect_error(with, "give one (--budget 4.5, --budget 700MB, --budget q4_0)");
+  expect_error(bare + "--budget 5", "give a text to run (--calibrate TEXT)");
+  for (const std::string budget : {"big", "0", "-4", "40", "5bits", "1e30GB", "mobile", "none", "nan"})
+    expect_error(with + "--budget " + budget, "--budget: expected bits per weight (4.5), a file's size (700MB)");
+  expect_error(with + "--budget 2.2", "--budget 2.2: tiny takes at least ", " bits per weight");
+  expect_error(with + "--budget 20kB", "--budget 20kB: tiny takes at least ", " kB as a file, ");
+  expect_error(with + "--budget 5 --pure", "plan dynamic chooses types itself");
+  expect_error(with + "--budget 5 --token-embedding-type q8_0", "plan dynamic chooses types itself");
+  expect_error(with + "--budget 5 --rule 'mlp=f32'", "--budget 5: tiny takes at least ");
+  expect_error(with + "--budget 5 --kv-bits 8", "--kv-bits: the plan q4_0 does not have it");
+  expect_error("quantize tiny --plan q4_0 --budget 5 --out q", "--budget: the plan q4_0 does not have it");
+  write_contents(place / "short.txt", "too short");
+  expect_error(bare + "--budget 6 --calibrate short.txt", "too short: expected at least 512 tokens, found 10");
+  ASSERT_EQ(place.qat("quantize tiny --plan q4_0 --out ptq").status, 0);
+  expect_error("quantize tiny --plan ptq --out q", "ptq/qat_plan.json: expected a plan of qat quantize --plan dynamic");
+  expect_error("train --model tiny --plan dynamic --data text.txt --out run", "name its directory");
+  expect_error("train --model tiny --plan ptq --data text.txt --out run", "ptq/qat_plan.json: expected a plan of");
+}
+
 TEST_F(CommandError, MobilePlans) {
   const std::string quantize = "quantize tiny --plan mobile --out q ", with = quantize + "--calibrate text.txt ";
   expect_error(quantize, "give a text to calibrate them on (--calibrate TEXT)", "--activations off --kv-bits float");

@@ -42,6 +42,24 @@ TEST_F(Command, InitWritesAModelDirectoryThatDependsOnTheSeedOnly) {
   EXPECT_NE(file_contents(place / "tiny/model.safetensors"), file_contents(place / "other/model.safetensors"));
 }
 
+TEST_F(Command, QuantizeToADynamicPlanStaysWithinTheSizeAndCanBeUsedAgain) {
+  const std::string quantize = "quantize tiny --plan dynamic --calibrate text.txt --calibrate-tokens 512 ";
+  expect_success("quantize tiny --plan q4_0 --out plain");
+  const CommandResult first = expect_success(quantize + "--budget q4_0 --rule 'layers.0.mlp.up=f16' --out equal");
+  EXPECT_THAT(first.out, AllOf(HasSubstr("types chosen: "), HasSubstr("=Q8_0\n")));
+  expect_success("export plain --out plain.gguf");
+  expect_success("export equal --out equal.gguf");
+  EXPECT_LE(std::filesystem::file_size(place / "equal.gguf"), std::filesystem::file_size(place / "plain.gguf"));
+  EXPECT_THAT(expect_success("inspect equal").out, HasSubstr("F16"));  // a rule settles a tensor's type
+
+  // Other weights, the same types; the same types and rule, the same bytes.
+  expect_success("quantize tiny --plan equal --out again");
+  expect_success("quantize tiny --plan equal/qat_plan.json --rule search --out searched");
+  EXPECT_EQ(file_contents(place / "again/model.safetensors"), file_contents(place / "equal/model.safetensors"));
+  EXPECT_EQ(file_contents(place / "again/qat_plan.json"), file_contents(place / "equal/qat_plan.json"));
+  EXPECT_EQ(file_contents(place / "searched/qat_plan.json"), file_contents(place / "equal/qat_plan.json"));
+}
+
 TEST_F(Command, InitDrawsNormalWeightsAndSetsNormsToWhatDoesNothing) {
   expect_success("init --shape gemma3-tiny --dtype f32 --out g3");
   const Safetensors gemma4(place / "tiny"), gemma3(place / "g3");

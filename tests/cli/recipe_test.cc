@@ -172,6 +172,26 @@ TEST(Recipe, SetChangesOneKey) {
   EXPECT_THAT(set_error("steps=-1"), HasSubstr("expected whole number at least 1, found -1"));
 }
 
+TEST(Recipe, AChosenPlanBecomesItsRulesAfterTheRecipesOwn) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "qat_plan.json") << R"({"format": "qat_plan", "version": 1, "name": "dynamic", "rules": [
+    {"pattern": "^blk\\.(0|3)\\.ffn_up\\.", "grid": "Q8_0"}, {"pattern": "^token_embd\\.", "grid": "Q4_0"}]})";
+  Recipe r;
+  r.rules = {"attn_q=f16"};
+  r.plan = directory.path();
+  take_plan_file(r);
+  EXPECT_EQ(r.plan, "q4_0");
+  EXPECT_EQ(r.rules, (std::vector<std::string>{"attn_q=f16", "^blk\\.(0|3)\\.ffn_up\\.=Q8_0", "^token_embd\\.=Q4_0"}));
+  EXPECT_EQ(recipe_from_toml(recipe_to_toml(r), "r.toml").rules, r.rules);
+
+  Recipe named;
+  take_plan_file(named);  // a name stays
+  EXPECT_EQ(named.plan, "q4_0");
+  EXPECT_TRUE(named.rules.empty());
+  named.plan = directory / "absent";
+  EXPECT_THAT(error_of([&] { take_plan_file(named); }), HasSubstr("absent"));
+}
+
 TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.model = ""; }), HasSubstr("[model] model is missing"));
   EXPECT_THAT(invalid([](Recipe& r) { r.out = ""; }), HasSubstr("[model] out is missing"));

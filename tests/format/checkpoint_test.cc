@@ -236,6 +236,7 @@ Plan mixed_plan() {
                 {"k_proj", DType::F16},
                 {"v_proj", DType::BF16},
                 {"gate_proj", DType::F32},
+                {"layers.1.mlp.up_proj", DType::Q2_0},
                 {"up_proj", DType::Q6_K}};
   return plan;
 }
@@ -244,7 +245,7 @@ TEST_F(QuantizedCheckpointTest, GivesBackTheBlocksOfEveryGrid) {
   prepare(kLlama, mixed_plan());
   std::map<DType, int> used;
   for (const auto& [name, entry] : resolved_) ++used[entry.grid];
-  ASSERT_EQ(used.size(), 6u);  // F32, F16, BF16, Q4_0, Q8_0, Q6_K
+  ASSERT_EQ(used.size(), 7u);  // F32, F16, BF16, Q2_0, Q4_0, Q8_0, Q6_K
   for (const int64_t step : {1, 7, 1000}) {
     write(out_, step);
     const QuantizedCheckpoint checkpoint(out_);
@@ -346,6 +347,8 @@ TEST_F(QuantizedCheckpointTest, NamesWhatIsWrong) {
   std::vector<uint8_t> blocks_out(288 * row_bytes(DType::Q6_K, 256));
   expect_error([&] { checkpoint.read_blocks(*find_tensor_info(table_, Role::up, 0), 0, -1, blocks_out.data()); },
                "tensor " + up + ".codes: expected codes from -32 to 31, found 100");
+  expect_error([&] { checkpoint.read_blocks(*find_tensor_info(table_, Role::up, 1), 0, -1, blocks_out.data()); },
+               "mlp.up_proj.weight.codes: expected codes from -1 to 2, found 100");
 
   write(out_, 1000);
   auto other = resolved_;

@@ -324,7 +324,7 @@ TEST(GridQ6_K, ZeroBlocksAndGroups) {
 
 // ------------------------------------------------------------------ every grid
 
-constexpr DType kGrids[] = {DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0, DType::Q6_K};
+constexpr DType kGrids[] = {DType::F32, DType::F16, DType::BF16, DType::Q2_0, DType::Q4_0, DType::Q8_0, DType::Q6_K};
 
 TEST(GridQ2_0, EveryCodeAtEveryPlace) {
   for (int place = 0; place < 64; ++place) {
@@ -340,6 +340,59 @@ TEST(GridQ2_0, EveryCodeAtEveryPlace) {
       EXPECT_EQ(decoded(DType::Q2_0, bytes, 64), expected) << place << " code " << code;
     }
   }
+}
+
+double squared_error(const float* x, const BlockQ2_0& block) {
+  float values[kBlockQ2_0];
+  decode_block(block, values);
+  double error = 0.0;
+  for (int j = 0; j < kBlockQ2_0; ++j) error += std::pow(static_cast<double>(x[j]) - values[j], 2);
+  return error;
+}
+
+// Codes are the nearest levels to the stored scale; the scale is hardly worse than the best of a fine sweep, and much
+// better than ggml's, the largest magnitude.
+TEST(GridQ2_0, TheScaleIsNearTheBest) {
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal(0.0f, 0.02f);
+  double found = 0.0, best = 0.0, ggml = 0.0;
+  for (int i = 0; i < 500; ++i) {
+    std::vector<float> x(kBlockQ2_0);
+    for (float& v : x) v = normal(random);
+    if (i % 3 == 0) x[static_cast<size_t>(i) % kBlockQ2_0] *= 5.0f;
+    float largest = 0.0f;
+    for (const float v : x) largest = std::max(largest, std::fabs(v));
+    const auto with_scale = [&](float d) {
+      BlockQ2_0 block = {};
+      block.d = f32_to_f16(d);
+      const float stored = f16_to_f32(block.d);
+      for (int j = 0; j < kBlockQ2_0; ++j) {
+        const int level = std::clamp(static_cast<int>(std::floor(x[static_cast<size_t>(j)] / stored + 0.5f)), -1, 2);
+        block.qs[j / 4] = static_cast<uint8_t>(block.qs[j / 4] | ((level + 1) << (2 * (j % 4))));
+      }
+      return block;
+    };
+    const BlockQ2_0 block = encode_q2_0(x.data());
+    EXPECT_NEAR(squared_error(x.data(), with_scale(f16_to_f32(block.d))), squared_error(x.data(), block), 1e-9);
+    found += squared_error(x.data(), block);
+    ggml += squared_error(x.data(), with_scale(largest));
+    double least = 1e9;
+    for (int k = 20; k <= 200; ++k)
+      for (const float sign : {1.0f, -1.0f})
+        least = std::min(least, squared_error(x.data(), with_scale(sign * largest * static_cast<float>(k) / 200.0f)));
+    best += least;
+  }
+  EXPECT_LT(found, 1.02 * best);
+  EXPECT_LT(found, 0.5 * ggml);
+}
+
+TEST(GridQ2_0, ZeroBlocksAndGridPoints) {
+  std::vector<float> x(kBlockQ2_0, 0.0f), out(kBlockQ2_0);
+  decode_block(encode_q2_0(x.data()), out.data());
+  EXPECT_EQ(out, x);
+  for (size_t j = 0; j < x.size(); ++j) x[j] = -0.25f * static_cast<float>(static_cast<int>(j % 4) - 1);
+  decode_block(encode_q2_0(x.data()), out.data());
+  EXPECT_EQ(out, x);
 }
 
 // A channel-wise row of 2 bits is a Q2_0 row of the same values, whatever the scale that both hold.
@@ -361,7 +414,7 @@ TEST(GridQ2_0, HoldsTwoBitRowsExactly) {
 TEST(Grid, WhichTypesAreGrids) {
   int grids = 0;
   for (const DTypeInfo& row : dtype_table()) grids += is_grid(row.id);
-  EXPECT_EQ(grids, 6);
+  EXPECT_EQ(grids, 7);
   for (const DType grid : kGrids) EXPECT_TRUE(is_grid(grid)) << dtype_name(grid);
   EXPECT_FALSE(has_codes(DType::BF16));
   EXPECT_TRUE(has_codes(DType::Q6_K));
@@ -404,7 +457,12 @@ TEST(Grid, SixteenBitFloatsRoundToNearestEven) {
 
 TEST(Grid, CodesAndScalesGoThereAndBack) {
   std::mt19937 random(6);
-  for (const DType grid : {DType::Q4_0, DType::Q8_0, DType::Q6_K}) {
+  struct Range {
+    DType grid;
+    int low, high;
+  };
+  for (const auto& [grid, least, most] : {Range{DType::Q2_0, -1, 2}, Range{DType::Q4_0, -8, 7},
+                                          Range{DType::Q8_0, -128, 127}, Range{DType::Q6_K, -32, 31}}) {
     const int64_t rows = 3, cols = 512;
     std::vector<uint8_t> bytes(row_bytes(grid, cols) * rows), back(bytes.size());
     for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
@@ -412,14 +470,14 @@ TEST(Grid, CodesAndScalesGoThereAndBack) {
     pack_rows(coded, back.data());
     EXPECT_EQ(bytes, back) << dtype_name(grid);
     const auto [low, high] = std::minmax_element(coded.codes.begin(), coded.codes.end());
-    EXPECT_EQ(*low, grid == DType::Q4_0 ? -8 : grid == DType::Q8_0 ? -128 : -32);
-    EXPECT_EQ(*high, grid == DType::Q4_0 ? 7 : grid == DType::Q8_0 ? 127 : 31);
+    EXPECT_EQ(*low, least);
+    EXPECT_EQ(*high, most);
   }
 }
 
 TEST(Grid, CodesTimesScalesAreTheValues) {
   const std::vector<float> x = hard_values(512, 7);
-  for (const DType grid : {DType::Q4_0, DType::Q8_0, DType::Q6_K}) {
+  for (const DType grid : {DType::Q2_0, DType::Q4_0, DType::Q8_0, DType::Q6_K}) {
     const std::vector<uint8_t> bytes = encoded(grid, x);
     const std::vector<float> values = decoded(grid, bytes, 512);
     const CodedRows coded = unpack_rows(grid, bytes.data(), 1, 512);
