@@ -56,16 +56,4 @@ torch::Tensor frozen_channel_quantize(const torch::Tensor& codes, const torch::T
                             lsq_factor(codes.numel() / log_scale.numel(), bits));
 }
 
-double add_dampening(const torch::Tensor& w, const torch::Tensor& log_scale, int bits, double strength,
-                     torch::Tensor& gradient) {
-  const torch::NoGradGuard no_grad;
-  QAT_CHECK(gradient.sizes() == w.sizes());
-  const Tensor rows = w.detach().reshape({log_scale.numel(), -1}), scales = storable_scales(log_scale).view({-1, 1});
-  // Beyond the grid w is taken as clipped, where it is its level.
-  const Tensor clipped = torch::minimum(torch::maximum(rows, scales * lowest_code(bits)), scales * highest_code(bits));
-  const Tensor distance = clipped - channel_quantize(rows, log_scale.detach(), bits);
-  gradient.add_(distance.view_as(w), 2.0 * strength);
-  return distance.square().sum(torch::kFloat64).item<double>();
-}
-
 }  // namespace qat

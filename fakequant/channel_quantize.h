@@ -25,11 +25,4 @@ torch::Tensor channel_codes(const torch::Tensor& w, const torch::Tensor& log_sca
 // factor of channel_quantize, so that a learning rate means the same before and after the freeze.
 torch::Tensor frozen_channel_quantize(const torch::Tensor& codes, const torch::Tensor& log_scale, int bits);
 
-// Against oscillation: weights that sit between two levels are drawn to the nearer one (dampening, Nagel et al., arXiv
-// 2203.11086). Adds to gradient (w's shape) what strength * sum of (w - w_hat)^2 over the weights inside the grid
-// contributes, levels and scales held fixed, and returns that sum, without strength. In the weights' own units: a
-// strength grows as 1 / scale^2 when it is to weigh the same.
-double add_dampening(const torch::Tensor& w, const torch::Tensor& log_scale, int bits, double strength,
-                     torch::Tensor& gradient);
-
 }  // namespace qat

@@ -78,8 +78,12 @@ const std::vector<Key>& keys() {
        "q4_0, mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
       {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
        "q4_0, mobile: weights beyond their grid get a gradient too"},
-      {"quantization", "dampening", &Recipe::dampening, {0, kMost}, fixed,
-       "mobile: draws weights to their levels against oscillation: weight of the sum of (w - level)^2 when codes freeze"},
+      {"quantization", "dampening", &Recipe::dampening, {0, 1}, fixed,
+       "q4_0, mobile: draws weights to their levels against oscillation: the part of the way that they go each step, at "
+       "the freeze; it rises from 0"},
+      {"quantization", "soft_rounding", &Recipe::soft_rounding, {0, 1}, fixed,
+       "q4_0, mobile: training begins with ramps of this width (in cells) between levels instead of steps; they narrow to "
+       "steps until codes freeze; 0: steps"},
       {"quantization", "scale_lr", &Recipe::scale_lr, {0, 10}, fixed,
        "q4_0, mobile: peak learning rate of the logarithms of weight scales"},
       {"quantization", "activation_lr", &Recipe::activation_lr, {0, 10}, fixed,
@@ -89,6 +93,8 @@ const std::vector<Key>& keys() {
        "text files, directories of text files, or \"teacher\": text that the teacher writes"},
       {"data", "teacher_tokens", &Recipe::teacher_tokens, {1, kMaxCount}, fixed, "tokens that \"teacher\" writes"},
       {"data", "sequence", &Recipe::sequence, {2, 1 << 24}, fixed, "tokens per sequence"},
+      {"data", "shift", &Recipe::shift, {}, fixed,
+       "after the first epoch, sequences of a text begin elsewhere in it, each epoch at another place"},
       {"data", "eval_text", &Recipe::eval_text, {}, fixed,
        "text file for evaluation during training; empty: the last 1 % of the data"},
       {"data", "eval_sequences", &Recipe::eval_sequences, {1, kMaxCount}, may_change,
@@ -99,18 +105,23 @@ const std::vector<Key>& keys() {
       {"train", "accumulate", &Recipe::accumulate, {1, 1 << 24}, fixed, "accumulation rounds per step"},
       {"train", "lr", &Recipe::lr, {0, 10}, fixed, "peak learning rate of AdamW"},
       {"train", "relative_lr", &Recipe::relative_lr, {0, 10}, fixed,
-       "peak learning rate of weights on Q4_0 in units of their block's scale; 0: lr is theirs too"},
+       "peak learning rate of weights on grids of learned scales, in units of their scale; 0: lr is theirs too"},
+      {"train", "norm_lr", &Recipe::norm_lr, {0, 10}, fixed, "peak learning rate of norms; 0: lr is theirs too"},
       {"train", "min_lr_ratio", &Recipe::min_lr_ratio, {0, 1}, fixed, "the cosine ends at this fraction of lr"},
       {"train", "warmup", &Recipe::warmup, {0, kMaxCount}, fixed, "steps in which the learning rate rises from 0"},
       {"train", "beta1", &Recipe::beta1, {0, kAlmostOne}, fixed, "AdamW: decay of the first moment"},
       {"train", "beta2", &Recipe::beta2, {0, kAlmostOne}, fixed, "AdamW: decay of the second moment"},
       {"train", "eps", &Recipe::eps, {1e-30, 1}, fixed, "AdamW: added to the root of the second moment"},
       {"train", "weight_decay", &Recipe::weight_decay, {0, 10}, fixed, "AdamW: decoupled weight decay"},
+      {"train", "average", &Recipe::average, {0, kAlmostOne}, fixed,
+       "decay of a running mean of weights and scales, which is what is evaluated, frozen and written; 0: none"},
       {"train", "clip", &Recipe::clip, {0, kMost}, fixed, "largest global gradient norm; 0: no clipping"},
       {"train", "kl", &Recipe::kl, {0, kMost}, fixed, "weight of the forward KL divergence to the teacher"},
       {"train", "ce", &Recipe::ce, {0, kMost}, fixed, "weight of the cross-entropy with the text"},
       {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed,
        "temperature of both distributions in the KL"},
+      {"train", "hidden", &Recipe::hidden, {0, kMost}, fixed,
+       "weight of the relative squared error of what layers pass on, beside the teacher's; falls to 0 by half the run"},
       {"train", "gradient_checkpointing", &Recipe::gradient_checkpointing, {}, may_change,
        "recompute layers in the backward pass: less memory, a third more time"},
       {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change,
@@ -344,6 +355,7 @@ void check_type_name(const Recipe& r, const char* key, const std::string& name) 
 
 void check_losses(const Recipe& r) {
   if (r.kl == 0.0 && r.ce == 0.0) fail("recipe: [train] kl and ce are both 0: there is no loss to train on");
+  if (r.hidden > 0.0 && r.kl == 0.0) fail("recipe: [train] hidden compares with the teacher, which there is none of: set kl too");
   const bool own_teacher = r.teacher.empty() || r.teacher == r.model;
   if (r.plan == "none" && r.ce == 0.0 && own_teacher) {
     fail(

@@ -28,7 +28,8 @@ struct Recipe {
   double activations_after = 0.1;  // fraction of steps trained before activations and caches become static
   double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
   bool pass_clipped = true;        // gradient for weights beyond their grid
-  double dampening = 0.0;          // strength at the freeze, rising from 0 with a cosine; in the weights' own units
+  double dampening = 0.0;          // of the way to its level that a weight goes per step at the freeze; a cosine from 0
+  double soft_rounding = 0.0;      // width of the ramps between levels at step 1, in cells; 0 by the freeze
   double scale_lr = 1e-3;          // peak learning rate of the logarithms of weight scales
   double activation_lr = 1e-3;     // and of those of activations and caches
   // [data]
@@ -36,6 +37,7 @@ struct Recipe {
       data;  // text files, directories of text files, or "teacher" (the float model writes its own)
   int64_t teacher_tokens = 1000000;  // how much "teacher" writes
   int64_t sequence = 256;            // tokens per sequence
+  bool shift = true;                 // after the first epoch, sequences of a text begin elsewhere in it
   std::string eval_text;             // text file for evaluation during training; empty: the last 1 % of the data
   int64_t eval_sequences = 64;       // sequences of it that each evaluation uses
   // [train]
@@ -43,12 +45,15 @@ struct Recipe {
   int64_t batch = 8;       // sequences per step and accumulation round
   int64_t accumulate = 1;  // rounds per step
   double lr = 1e-4, min_lr_ratio = 0.1;
-  double relative_lr = 0.0;  // of weights on Q4_0, in units of their block's scale; 0: lr
+  double relative_lr = 0.0;  // of weights on grids of learned scales, in units of their scale; 0: lr
+  double norm_lr = 0.0;      // of norms; 0: lr
   int64_t warmup = 50;       // steps
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
+  double average = 0.0;  // decay of the running mean of weights and scales that is evaluated and written; 0: none
   double clip = 1.0;          // global gradient norm, 0 = off
   double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy
   double temperature = 1.0;   // of the KL
+  double hidden = 0.0;        // weight of the relative squared error of what layers pass on; falls to 0 by half the run
   bool gradient_checkpointing = false;
   int64_t loss_chunk = 256;  // tokens whose logits exist at once
   uint64_t seed = 1;

@@ -106,13 +106,15 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
   };
   Sequences all;
   all.length = recipe.sequence;
+  TrainingData data;
   for (const std::string& entry : recipe.data) {
-    const Sequences part =
-        entry == "teacher" ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence, config.vocab)
-                           : pack(entry);
+    const bool samples = entry == "teacher";
+    const Sequences part = samples ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence,
+                                                  config.vocab)
+                                   : pack(entry);
+    if (!samples) data.texts.push_back({all.count(), part.count(), tokenizer->add_bos()});
     all.tokens.insert(all.tokens.end(), part.tokens.begin(), part.tokens.end());
   }
-  TrainingData data;
   Sequences held_out;
   if (!recipe.eval_text.empty()) {
     held_out = pack(recipe.eval_text);
@@ -124,12 +126,37 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
     held_out.length = recipe.sequence;
     held_out.tokens.assign(all.tokens.begin() + static_cast<std::ptrdiff_t>(kept * recipe.sequence), all.tokens.end());
     all.tokens.resize(static_cast<size_t>(kept * recipe.sequence));
+    for (TextRows& text : data.texts) text.count = std::clamp<int64_t>(kept - text.first, 0, text.count);
   }
   data.eval = spread(held_out, recipe.eval_sequences);
   data.train = std::move(all);
   data.hash = XXH3_64bits(data.train.tokens.data(), data.train.tokens.size() * sizeof(int32_t)) ^
               mixed(XXH3_64bits(data.eval.tokens.data(), data.eval.tokens.size() * sizeof(int32_t)));
   return data;
+}
+
+void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint64_t seed, bool shift, int32_t* out) {
+  const int64_t length = data.train.length;
+  const auto text = std::find_if(data.texts.begin(), data.texts.end(), [&](const TextRows& t) {
+    return index >= t.first && index < t.first + t.count;
+  });
+  if (!shift || epoch == 0 || text == data.texts.end()) {
+    std::copy_n(data.train.row(index), length, out);
+    return;
+  }
+  const int64_t bos = text->bos ? 1 : 0, payload = length - bos;
+  if (text->bos) *out++ = data.train.row(text->first)[0];
+  // All rows of a text move by the same distance, so that an epoch still sees nearly all of it once.
+  const uint64_t key = mixed(seed + 0x9e3779b97f4a7c15u * static_cast<uint64_t>(epoch)) + static_cast<uint64_t>(text->first);
+  const auto distance = static_cast<int64_t>(mixed(key) % static_cast<uint64_t>(payload));
+  int64_t at = ((index - text->first) * payload + distance) % ((text->count - 1) * payload + 1);
+  for (int64_t left = payload; left > 0;) {
+    const int64_t begin = at % payload, count = std::min(left, payload - begin);
+    std::copy_n(data.train.row(text->first + at / payload) + bos + begin, count, out);
+    out += count;
+    at += count;
+    left -= count;
+  }
 }
 
 int64_t DataOrder::at(int64_t position) {

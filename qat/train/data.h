@@ -17,11 +17,23 @@ struct Sequences {
   const int32_t* row(int64_t i) const { return tokens.data() + i * length; }
 };
 
+// Rows of Sequences that are one text: without their BOS, each goes on where the one before ended.
+struct TextRows {
+  int64_t first = 0, count = 0;
+  bool bos = false;  // each row begins with one
+};
+
 struct TrainingData {
   Sequences train;
+  std::vector<TextRows> texts;  // of train; other rows (the teacher's samples) stand alone
   Sequences eval;     // held out; recipe.eval_sequences at most, spread evenly over what there is
   uint64_t hash = 0;  // of both, so that a resumed run can tell that its data is the same
 };
+
+// Sequence `index` of train as it is seen in an epoch (counted from 0), train.length tokens. In the first epoch, row
+// `index`; later, where `shift` is set, rows of a text begin elsewhere in it, so that a small text does not come in the
+// same pieces again. A function of its arguments.
+void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint64_t seed, bool shift, int32_t* out);
 
 // Reads recipe.data in order. Text is tokenized by the tokenizer of recipe.model and packed: each sequence is BOS,
 // where the tokenizer adds one, and the next tokens of the text. "teacher" is OUT/teacher_samples.safetensors
@@ -35,6 +47,7 @@ class DataOrder {
  public:
   DataOrder(int64_t count, uint64_t seed) : count_(count), seed_(seed) {}
   int64_t at(int64_t position);  // index of the sequence used at `position`, counted over all epochs
+  int64_t epoch(int64_t position) const { return position / count_; }
 
  private:
   int64_t count_;

@@ -7,6 +7,7 @@
 #include "fakequant/block_scale.h"
 #include "fakequant/channel_quantize.h"
 #include "fakequant/fake_quantize.h"
+#include "fakequant/learned_scale.h"
 #include "qat/train/checkpointing.h"
 #include "qat/train/ops.h"
 
@@ -220,7 +221,7 @@ std::vector<Trained> Model::trained() const {
   std::vector<Trained> all;
   for (const Parameter& p : parameters_) {
     if (!p.trained) continue;
-    all.push_back({p.info.name, p.master, Trained::weight, p.scale_sign.defined() ? p.log_scale : torch::Tensor()});
+    all.push_back({p.info.name, p.master, p.info.shape.size() == 1 ? Trained::norm : Trained::weight, p.log_scale});
     if (p.log_scale.defined()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale, {}});
   }
   for (const StaticGrids::Grid& grid : static_grids_.all())
@@ -235,12 +236,10 @@ void Model::freeze_codes() {
   mark_frozen();
 }
 
-void Model::dampen(double strength) {
-  for (Parameter& p : parameters_) {
-    const int bits = code_bits(p.grid);
-    if (bits == 0 || p.frozen || !p.master.grad().defined()) continue;
-    add_dampening(p.master, p.log_scale, bits, strength, p.master.mutable_grad());
-  }
+void Model::draw_to_levels(double strength) {
+  const torch::NoGradGuard no_grad;
+  for (Parameter& p : parameters_)
+    if (p.log_scale.defined() && !p.frozen) p.master.detach().lerp_(p.quantized(pass_clipped), strength);
 }
 
 void Model::mark_frozen() {
@@ -257,15 +256,17 @@ torch::Tensor Parameter::scales() const {
   return scale_sign.defined() ? stored_block_scales(log_scale, scale_sign) : storable_scales(log_scale);
 }
 
-torch::Tensor Parameter::quantized(bool pass_clipped) const {
-  if (scale_sign.defined()) {
-    if (!frozen) return block_quantize(master, log_scale, scale_sign, pass_clipped);
-    return frozen_block_quantize(master.detach().to(torch::kInt8), log_scale, scale_sign);
-  }
+torch::Tensor Parameter::quantized(bool pass_clipped, double softness) const {
   const int bits = code_bits(grid);
-  if (bits == 0) return fake_quantize(master, grid);
-  if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);
-  return channel_quantize(master, log_scale, bits, pass_clipped);
+  if (!log_scale.defined()) return fake_quantize(master, grid);
+  if (frozen) {
+    const torch::Tensor codes = master.detach().to(torch::kInt8);
+    return scale_sign.defined() ? frozen_block_quantize(codes, log_scale, scale_sign)
+                                : frozen_channel_quantize(codes, log_scale, bits);
+  }
+  const torch::Tensor rounded = scale_sign.defined() ? block_quantize(master, log_scale, scale_sign, pass_clipped)
+                                                     : channel_quantize(master, log_scale, bits, pass_clipped);
+  return softness > 0.0 ? rounded + soft_rounding(master, rounded, scales(), scale_sign.defined() ? 4 : bits, softness) : rounded;
 }
 
 ForwardWeights Model::forward_weights() const {
@@ -278,7 +279,7 @@ ForwardWeights Model::forward_weights() const {
   return weights;
 }
 
-StepWeights::StepWeights(Model& model) {
+StepWeights::StepWeights(Model& model, double softness) {
   forward_.layers.resize(model.config().layers.size());
   forward_.scales = model.static_grids().scales();
   for (Parameter& parameter : model.parameters()) {
@@ -287,7 +288,7 @@ StepWeights::StepWeights(Model& model) {
       used = parameter.master;  // nothing to round: the forward pass uses the master itself
       continue;
     }
-    const torch::Tensor value = parameter.quantized(model.pass_clipped);
+    const torch::Tensor value = parameter.quantized(model.pass_clipped, softness);
     used = value.detach().requires_grad_(parameter.trained);
     if (parameter.trained) quantized_.push_back({value, used});
   }

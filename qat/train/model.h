@@ -39,8 +39,9 @@ struct Parameter {
   // its sign, which stays (fakequant/block_scale.h). Undefined for other grids.
   torch::Tensor log_scale, scale_sign;
   bool frozen = false;
-  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale.
-  torch::Tensor quantized(bool pass_clipped) const;
+  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale. softness: on grids of
+  // learned scales, of soft_rounding() (fakequant/learned_scale.h), with the gradients of softness 0.
+  torch::Tensor quantized(bool pass_clipped, double softness = 0.0) const;
   // Where log_scale is defined. Codes: int8, info.shape, on the CPU; scales: float32 with their sign, as files hold
   // them.
   torch::Tensor codes() const;
@@ -49,11 +50,11 @@ struct Parameter {
 
 // A tensor that the optimizer moves.
 struct Trained {
-  enum Kind { weight, weight_scale, activation_scale };
+  enum Kind { weight, norm, weight_scale, activation_scale };
   std::string name;
   torch::Tensor tensor;
   Kind kind = weight;
-  torch::Tensor unit;  // weights on Q4_0: logarithms of their blocks' scales
+  torch::Tensor unit;  // weights on grids of learned scales: the logarithms of these
 };
 
 class Model {
@@ -75,8 +76,9 @@ class Model {
   std::vector<Trained> trained() const;  // of everything, frozen or not: what a checkpoint of the run holds
   // Codes on grids of learned scales stay what they are now; their scales, norms and the rest go on learning.
   void freeze_codes();
-  // Adds the pull of add_dampening() to the gradients of the masters on channel-wise grids.
-  void dampen(double strength);
+  // Against oscillation: masters on grids of learned scales go `strength` (0 to 1) of the way to their level. A weight
+  // whose gradient is weaker than that stays in its cell.
+  void draw_to_levels(double strength);
   void mark_frozen();        // the masters already are codes: read back from a checkpoint
   bool pass_clipped = true;  // weights beyond a grid of learned scales get a gradient too
   // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.
@@ -95,7 +97,7 @@ class Model {
 // gradients that they left through the fake-quantizer to the masters, whose grad() it sets.
 class StepWeights {
  public:
-  explicit StepWeights(Model& model);
+  explicit StepWeights(Model& model, double softness = 0.0);
   const ForwardWeights& forward() const { return forward_; }
   void backward();
 

@@ -99,10 +99,11 @@ void AdamW::zero_grad() {
 }
 
 double gradient_norm(const std::vector<torch::Tensor>& parameters) {
-  double sum = 0.0;
+  std::vector<torch::Tensor> norms;
   for (const torch::Tensor& p : parameters)
-    if (p.grad().defined()) sum += std::pow(p.grad().norm().item<double>(), 2);
-  return std::sqrt(sum);
+    if (p.grad().defined()) norms.push_back(p.grad().norm());
+  // One transfer from the device for all.
+  return norms.empty() ? 0.0 : torch::stack(norms).to(torch::kFloat64).norm().item<double>();
 }
 
 double scheduled_lr(double lr, double min_ratio, int64_t warmup, int64_t steps, int64_t step) {

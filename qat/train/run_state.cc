@@ -50,13 +50,14 @@ struct StateTensor {
   torch::Tensor tensor;
 };
 
-std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer) {
+std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Averages& averages) {
   std::vector<StateTensor> state;
   size_t i = 0;
   for (const Trained& t : model.trained()) {
     state.push_back({t.name, t.tensor.detach()});
     state.push_back({"adam_mean." + t.name, optimizer.means()[i]});
     state.push_back({"adam_square." + t.name, optimizer.squares()[i]});
+    if (averages.on()) state.push_back({"average." + t.name, averages.means()[i]});
     ++i;
   }
   for (const Parameter& p : model.parameters())
@@ -82,11 +83,11 @@ uint64_t metadata_number(const Safetensors& file, const std::string& key) {
 
 }  // namespace
 
-std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer) {
+std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages) {
   const std::string& out = info.recipe.out;
   fs::create_directories(directory_of(out));
   remove_half_written(out);
-  const std::vector<StateTensor> state = state_tensors(model, optimizer);
+  const std::vector<StateTensor> state = state_tensors(model, optimizer, averages);
   std::vector<TensorSpec> specs;
   for (const StateTensor& s : state) specs.push_back({s.name, DType::F32, s.tensor.sizes().vec()});
   const std::string path = directory_of(out) + "/" + file_name(info.step);
@@ -94,7 +95,8 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer) 
                          {{"step", std::to_string(info.step)},
                           {"recipe", recipe_to_toml(info.recipe)},
                           {"data_hash", std::to_string(info.data_hash)},
-                          {"threads", std::to_string(info.threads)}});
+                          {"threads", std::to_string(info.threads)},
+                          {"averaged", std::to_string(averages.updates)}});
   for (const StateTensor& s : state) {
     const torch::Tensor host = s.tensor.cpu().contiguous();
     file.append(host.data_ptr<float>(), static_cast<size_t>(host.numel()) * sizeof(float));
@@ -128,9 +130,9 @@ RunInfo read_run_info(const std::string& path) {
   return info;
 }
 
-void load_run(const std::string& path, Model& model, AdamW& optimizer) {
+void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages) {
   const Safetensors file(path);
-  for (StateTensor& s : state_tensors(model, optimizer)) {
+  for (StateTensor& s : state_tensors(model, optimizer, averages)) {
     const TensorView& view = file.at(s.name);
     if (view.dtype != DType::F32 || view.shape != s.tensor.sizes().vec())
       fail(path, ": tensor ", s.name, ": expected F32 ", shape_text(s.tensor.sizes().vec()), ", found ",
@@ -140,6 +142,7 @@ void load_run(const std::string& path, Model& model, AdamW& optimizer) {
     s.tensor.copy_(host);
   }
   optimizer.steps = read_run_info(path).step;
+  if (averages.on()) averages.updates = static_cast<int64_t>(metadata_number(file, "averaged"));
   model.static_grids().refresh();
 }
 

@@ -13,6 +13,7 @@
 #include "format/error.h"
 #include "format/file_io.h"
 #include "qat/progress.h"
+#include "qat/train/averages.h"
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
 #include "qat/train/losses.h"
@@ -72,16 +73,13 @@ struct Batch {
   torch::Tensor targets;  // (sequences * length): the next token, -1 for the last of a sequence
 };
 
-Batch make_batch(const Sequences& sequences, const std::vector<int64_t>& rows, torch::Device device) {
-  const auto count = static_cast<int64_t>(rows.size());
-  torch::Tensor ids = torch::empty({count, sequences.length}, torch::kInt64);
-  int64_t* out = ids.data_ptr<int64_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t* row = sequences.row(rows[static_cast<size_t>(i)]);
-    std::copy(row, row + sequences.length, out + i * sequences.length);
-  }
+// tokens: whole sequences, one after the other.
+Batch make_batch(const std::vector<int32_t>& tokens, int64_t length, torch::Device device) {
+  const int64_t count = static_cast<int64_t>(tokens.size()) / length;
+  torch::Tensor ids = torch::empty({count, length}, torch::kInt64);
+  std::copy(tokens.begin(), tokens.end(), ids.data_ptr<int64_t>());
   const torch::Tensor none = torch::full({count, 1}, -1, torch::kInt64);
-  const torch::Tensor targets = torch::cat({ids.narrow(1, 1, sequences.length - 1), none}, 1).reshape(-1);
+  const torch::Tensor targets = torch::cat({ids.narrow(1, 1, length - 1), none}, 1).reshape(-1);
   return {ids.to(device), targets.to(device)};
 }
 
@@ -122,6 +120,9 @@ class Run {
   int64_t stage_step(double fraction) const {
     return static_cast<int64_t>(std::llround(fraction * static_cast<double>(recipe_.steps)));
   }
+  // Of the run's sequences, those at these positions.
+  Batch training_batch(const std::vector<int64_t>& positions);
+  Batch held_out_batch(int64_t begin, int64_t end) const;
   // Strength before the freeze: a cosine from 0 to the recipe's.
   double dampening(int64_t step) const {
     const double progress =
@@ -129,8 +130,8 @@ class Run {
     return recipe_.dampening * 0.5 * (1.0 - std::cos(std::acos(-1.0) * std::min(1.0, progress)));
   }
   StepReport train_step(int64_t step);
-  StepReport train_sequences(const std::vector<int64_t>& rows, const ForwardWeights& weights,
-                             const ForwardOptions& forward, const LossOptions& loss) const;
+  StepReport train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
+                             const LossOptions& loss, double hidden) const;
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
   // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
@@ -155,6 +156,7 @@ class Run {
   Positions positions_;
   std::vector<torch::Tensor> trained_;
   AdamW optimizer_;
+  Averages averages_;
   int64_t workers_ = 1;
   bool calibrated_ = false, frozen_ = false;  // stages that have begun
   std::unique_ptr<MetricsLog> metrics_;
@@ -171,12 +173,13 @@ std::vector<ParameterRule> parameter_rules(const Model& model, const Recipe& rec
   std::vector<ParameterRule> rules;
   for (const Trained& t : model.trained()) {
     const bool relative = recipe.relative_lr > 0.0 && t.unit.defined();
-    const double lr = relative                          ? recipe.relative_lr
-                      : t.kind == Trained::weight       ? recipe.lr
-                      : t.kind == Trained::weight_scale ? recipe.scale_lr
-                                                        : recipe.activation_lr;
-    rules.push_back(
-        {recipe.lr > 0.0 ? lr / recipe.lr : 1.0, t.kind == Trained::weight, relative ? t.unit : torch::Tensor()});
+    const bool scale = t.kind == Trained::weight_scale || t.kind == Trained::activation_scale;
+    const double lr = relative                              ? recipe.relative_lr
+                      : t.kind == Trained::weight_scale     ? recipe.scale_lr
+                      : t.kind == Trained::activation_scale ? recipe.activation_lr
+                      : t.kind == Trained::norm && recipe.norm_lr > 0.0 ? recipe.norm_lr
+                                                                        : recipe.lr;
+    rules.push_back({recipe.lr > 0.0 ? lr / recipe.lr : 1.0, !scale, relative ? t.unit : torch::Tensor()});
   }
   return rules;
 }
@@ -207,7 +210,8 @@ Run::Run(const TrainRequest& request)
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
       trained_(trained_tensors(model_)),
       optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
-                 parameter_rules(model_, recipe_)) {
+                 parameter_rules(model_, recipe_)),
+      averages_(trained_, recipe_.average) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
   if (recipe_.kl > 0.0) {
@@ -234,6 +238,20 @@ void Run::initialize() {
     calibration.emplace_back(row, row + data_.train.length);
   }
   initialize_blocks(model_, source_, resolved_, recipe_, std::move(calibration));
+  averages_.restart();
+}
+
+Batch Run::training_batch(const std::vector<int64_t>& positions) {
+  const int64_t length = data_.train.length;
+  std::vector<int32_t> tokens(positions.size() * static_cast<size_t>(length));
+  for (size_t i = 0; i < positions.size(); ++i)
+    copy_sequence(data_, order_.at(positions[i]), order_.epoch(positions[i]), recipe_.seed, recipe_.shift,
+                  tokens.data() + i * static_cast<size_t>(length));
+  return make_batch(tokens, length, device_);
+}
+
+Batch Run::held_out_batch(int64_t begin, int64_t end) const {
+  return make_batch({data_.eval.row(begin), data_.eval.row(end)}, data_.eval.length, device_);
 }
 
 // Without --resume an unfinished run is not thrown away; a finished one is.
@@ -259,7 +277,7 @@ void Run::resume() {
             stderr,
             "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
-      load_run(newest, model_, optimizer_);
+      load_run(newest, model_, optimizer_, averages_);
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
       frozen_ = info_.step > stage_step(recipe_.freeze_after);
@@ -288,7 +306,9 @@ HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, cons
 void Run::begin_stages(int64_t step) {
   if (plan_.mobile && step > stage_step(recipe_.activations_after) && !calibrated_) calibrate();
   if (step > stage_step(recipe_.freeze_after) && step <= recipe_.steps && !frozen_) {
+    averages_.exchange();  // the codes that stay are those of the means, and so is what goes on from here
     model_.freeze_codes();
+    averages_.restart();
     frozen_ = true;
   }
 }
@@ -302,31 +322,51 @@ void Run::calibrate() {
   options.probe = model_.static_grids().probe();
   const int64_t count = std::min(recipe_.calibration_sequences, data_.train.count());
   for (int64_t begin = 0; begin < count; begin += recipe_.batch) {
-    std::vector<int64_t> rows;
-    for (int64_t i = begin; i < std::min(count, begin + recipe_.batch); ++i) rows.push_back(order_.at(i));
-    run_model(model_, weights, make_batch(data_.train, rows, device_).ids, options);
+    std::vector<int64_t> positions;
+    for (int64_t i = begin; i < std::min(count, begin + recipe_.batch); ++i) positions.push_back(i);
+    run_model(model_, weights, training_batch(positions).ids, options);
   }
   model_.static_grids().calibrate(recipe_.observer == "max"          ? Calibration::maximum
                                   : recipe_.observer == "percentile" ? Calibration::percentile
                                                                      : Calibration::least_squares);
+  averages_.restart();
+}
+
+// Mean over layers of ||student - teacher||^2 / ||teacher||^2 of what they pass on.
+torch::Tensor hidden_loss(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher) {
+  torch::Tensor sum = torch::zeros({}, student.front().options());
+  for (size_t i = 1; i < student.size(); ++i)  // 0 is the embedding
+    sum = sum + (student[i] - teacher[i]).square().sum() / teacher[i].square().sum();
+  return sum / static_cast<double>(student.size() - 1);
 }
 
 // Forward and backward pass of some of a step's sequences: its gradients are left in `weights`, its part of the means
-// is returned.
-StepReport Run::train_sequences(const std::vector<int64_t>& rows, const ForwardWeights& weights,
-                                const ForwardOptions& forward, const LossOptions& loss) const {
-  const Batch batch = make_batch(data_.train, rows, device_);
+// is returned. hidden: weight of hidden_loss().
+StepReport Run::train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
+                                const LossOptions& loss, double hidden) const {
+  std::vector<torch::Tensor> student_states, teacher_states;
+  const auto watch = [&](ForwardOptions options, std::vector<torch::Tensor>* states) {
+    if (hidden > 0.0)
+      options.residual_hook = [states](size_t, const torch::Tensor& h) {
+        states->push_back(h);
+        return h;
+      };
+    return options;
+  };
   HeadInput teacher;
   if (teacher_ != nullptr) {
     const torch::NoGradGuard no_grad;
-    teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+    teacher = run_model(*teacher_, teacher_weights_, batch.ids, watch({}, &teacher_states));
   }
-  const HeadInput student = run_model(model_, weights, batch.ids, forward);
+  const HeadInput student = run_model(model_, weights, batch.ids, watch(forward, &student_states));
   const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
-  const double share = static_cast<double>(rows.size()) / static_cast<double>(recipe_.batch * recipe_.accumulate);
-  (losses.total * share).backward();
+  const double share =
+      static_cast<double>(batch.ids.size(0)) / static_cast<double>(recipe_.batch * recipe_.accumulate);
+  torch::Tensor total = losses.total;
+  if (hidden > 0.0) total = total + hidden_loss(student_states, teacher_states) * hidden;
+  (total * share).backward();
   StepReport report;
-  report.loss = losses.total.item<double>() * share;
+  report.loss = total.item<double>() * share;
   report.kl = losses.kl * share;
   report.ce = losses.cross_entropy * share;
   return report;
@@ -336,18 +376,26 @@ StepReport Run::train_step(int64_t step) {
   const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
   ForwardOptions forward;
   forward.gradient_checkpointing = recipe_.gradient_checkpointing;
+  // Layers are told what the teacher's say while codes are still being found, up to half of the run.
+  const double hidden = recipe_.hidden * std::max(0.0, 1.0 - 2.0 * static_cast<double>(step) / recipe_.steps);
   int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;
   StepReport report;
-  StepWeights weights(model_);
+  // Nothing is left of it when codes freeze.
+  const double settled = static_cast<double>(step - 1) / std::max(1.0, recipe_.freeze_after * recipe_.steps);
+  StepWeights weights(model_, recipe_.soft_rounding * std::max(0.0, 1.0 - settled));
   WorkerWeights shared(weights.forward(), workers_);
   for (int64_t round = 0; round < recipe_.accumulate; ++round) {
-    std::vector<int64_t> rows;
-    for (int64_t i = 0; i < recipe_.batch; ++i) rows.push_back(order_.at(position++));
+    std::vector<int64_t> positions;
+    for (int64_t i = 0; i < recipe_.batch; ++i) positions.push_back(position++);
+    std::vector<Batch> batches;
+    for (int64_t w = 0; w < workers_; ++w) {
+      const auto first = [&](int64_t worker) { return positions.begin() + recipe_.batch * worker / workers_; };
+      batches.push_back(training_batch({first(w), first(w + 1)}));
+    }
     std::vector<StepReport> parts(static_cast<size_t>(workers_));
     run_workers(workers_, info_.threads, [&](int64_t worker) {
-      const auto first = [&](int64_t w) { return rows.begin() + recipe_.batch * w / workers_; };
-      const std::vector<int64_t> own(first(worker), first(worker + 1));
-      parts[static_cast<size_t>(worker)] = train_sequences(own, shared.of(worker), forward, loss);
+      const auto w = static_cast<size_t>(worker);
+      parts[w] = train_sequences(batches[w], shared.of(worker), forward, loss, hidden);
     });
     for (const StepReport& part : parts) {
       report.loss += part.loss;
@@ -357,13 +405,14 @@ StepReport Run::train_step(int64_t step) {
   }
   shared.gather();
   weights.backward();
-  if (recipe_.dampening > 0.0) model_.dampen(dampening(step));
   report.gradient_norm = gradient_norm(trained_);
   report.lr = scheduled_lr(recipe_.lr, recipe_.min_lr_ratio, recipe_.warmup, recipe_.steps, step);
   check_finite(step, report);
   const bool clipped = recipe_.clip > 0.0 && report.gradient_norm > recipe_.clip;
   optimizer_.step(report.lr, clipped ? recipe_.clip / report.gradient_norm : 1.0);
   optimizer_.zero_grad();
+  if (recipe_.dampening > 0.0) model_.draw_to_levels(dampening(step));
+  averages_.update();
   return report;
 }
 
@@ -382,14 +431,12 @@ Evaluation Run::evaluate(const Model& model, const ForwardWeights& weights, bool
   Evaluation sum;
   const int64_t count = data_.eval.count();
   for (int64_t begin = 0; begin < count; begin += recipe_.batch) {
-    std::vector<int64_t> rows;
-    for (int64_t i = begin; i < std::min(count, begin + recipe_.batch); ++i) rows.push_back(i);
-    const Batch batch = make_batch(data_.eval, rows, device_);
+    const Batch batch = held_out_batch(begin, std::min(count, begin + recipe_.batch));
     HeadInput teacher;
     if (against_teacher) teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
     const Losses losses = head_losses(run_model(model, weights, batch.ids, {}), against_teacher ? &teacher : nullptr,
                                       batch.targets, loss);
-    const double share = static_cast<double>(rows.size()) / static_cast<double>(count);
+    const double share = static_cast<double>(batch.ids.size(0)) / static_cast<double>(count);
     sum.kl += losses.kl * share;
     sum.cross_entropy += losses.cross_entropy * share;
   }
@@ -397,6 +444,7 @@ Evaluation Run::evaluate(const Model& model, const ForwardWeights& weights, bool
 }
 
 void Run::log_evaluation(ProgressBar& bar) {
+  const AveragedModel averaged(averages_);
   const Evaluation now = evaluate(model_, model_.forward_weights(), teacher_ != nullptr);
   MetricsLine line = {{"eval_ce", now.cross_entropy}, {"eval_perplexity", std::exp(now.cross_entropy)}};
   char text[160];
@@ -418,7 +466,7 @@ void Run::log_evaluation(ProgressBar& bar) {
   bar.print(shown);
 }
 
-std::string Run::save() { return save_run(info_, model_, optimizer_); }
+std::string Run::save() { return save_run(info_, model_, optimizer_, averages_); }
 
 TrainResult Run::execute() {
   const auto due = [&](int64_t every) { return every > 0 && info_.step % every == 0; };
@@ -470,6 +518,7 @@ TrainResult Run::execute() {
 }
 
 void Run::finish() {
+  const AveragedModel averaged(averages_);
   if (!request_.dump_weights.empty()) write_forward_weights(model_, request_.dump_weights);
   const std::string directory = recipe_.out + (plan_.keep ? "/hf" : "/quantized");
   if (plan_.keep) write_hf(model_, source_, directory);

@@ -298,28 +298,6 @@ TEST(FrozenCodes, KeepTheirCodesWhileTheScaleMoves) {
   }
 }
 
-TEST(Dampening, IsTheGradientOfTheSquaredDistanceToTheLevels) {
-  // In units of the scale 0.5, four bits: between levels, on one, at and beyond the limits.
-  const torch::Tensor units = torch::tensor({{0.3f, -0.3f, 2.0f, 6.75f, 7.0f, 7.5f, -8.0f, -9.0f, 1.75f}});
-  const torch::Tensor pull = torch::tensor({{0.3f, -0.3f, 0.0f, -0.25f, 0.0f, 0.0f, 0.0f, 0.0f, -0.25f}});
-  const torch::Tensor w = units * 0.5, log_scale = torch::full({1}, std::log(0.5f));
-  torch::Tensor gradient = torch::ones_like(w);
-  const double sum = add_dampening(w, log_scale, 4, 3.0, gradient);
-  EXPECT_NEAR(sum, 0.25 * (0.09 + 0.09 + 0.0625 + 0.0625), 1e-6);
-  EXPECT_TRUE(torch::allclose(gradient, 1.0 + 2.0 * 3.0 * 0.5 * pull, 0.0, 1e-5)) << gradient;
-
-  // The same from finite differences; a step of 1/64 changes no code.
-  for (int64_t i = 0; i < w.numel(); ++i) {
-    if (i == 4 || i == 6) continue;  // a kink: the limits
-    torch::Tensor up = w.clone(), down = w.clone(), unused = torch::zeros_like(w);
-    up[0][i] += 1.0 / 64;
-    down[0][i] -= 1.0 / 64;
-    const double slope =
-        (add_dampening(up, log_scale, 4, 0.0, unused) - add_dampening(down, log_scale, 4, 0.0, unused)) * 32;
-    EXPECT_NEAR(slope, pull[0][i].item<double>() * 2 * 0.5, 1e-5) << i;
-  }
-}
-
 // A row and its scale fitted by Adam under a quadratic loss with a given Hessian, from the searched scale (which knows
 // the Hessian's diagonal): what is learned must be at least as good.
 TEST(ChannelQuantize, LearnedScaleAndWeightsBeatTheSearchedScale) {

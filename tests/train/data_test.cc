@@ -66,6 +66,40 @@ TEST_F(Data, PacksTextWithBosInFrontOfEverySequence) {
   EXPECT_EQ(data.eval.count(), 4);
 }
 
+// In later epochs rows of a text begin elsewhere in it, samples stay; nothing that is held out is ever seen.
+TEST_F(Data, LaterEpochsCutTheTextElsewhere) {
+  const std::string contents = tiny_text(60);
+  std::vector<int32_t> samples;
+  for (int i = 0; i < 32; ++i) samples.push_back(10 + i);
+  write_samples(samples, 16);
+  recipe_.data = {"teacher", text("a.txt", contents)};
+  const TrainingData data = load_training_data(recipe_, config_);
+  const std::vector<int32_t> ids = tokenizer_from_hf(recipe_.model, config_.vocab)->encode(contents);
+  const int64_t rows = data.train.count() - 2;
+  const auto seen = ids.begin() + rows * 15;  // the rest is held out
+  const auto row = [&](int64_t index, int64_t epoch, bool shift = true) {
+    std::vector<int32_t> out(16);
+    copy_sequence(data, index, epoch, 7, shift, out.data());
+    return out;
+  };
+  int moved = 0;
+  for (int64_t epoch = 0; epoch < 4; ++epoch) {
+    for (int64_t i = 0; i < data.train.count(); ++i) {
+      const std::vector<int32_t> found = row(i, epoch), plain(data.train.row(i), data.train.row(i) + 16);
+      EXPECT_EQ(row(i, epoch), found);
+      EXPECT_EQ(row(i, epoch, false), plain);
+      if (i < 2 || epoch == 0) {
+        EXPECT_EQ(found, plain);
+        continue;
+      }
+      moved += found != plain;
+      EXPECT_EQ(found[0], 2);
+      EXPECT_NE(std::search(ids.begin(), seen, found.begin() + 1, found.end()), seen) << i << " in epoch " << epoch;
+    }
+  }
+  EXPECT_GT(moved, rows);
+}
+
 TEST_F(Data, HoldsOutTheLastHundredth) {
   recipe_.data = {text("a.txt", std::string(15 * 250, 'x') + std::string(15 * 50, 'y'))};
   const TrainingData data = load_training_data(recipe_, config_);

@@ -15,6 +15,8 @@ recipe() {  # recipe OUT
 [model]
 model = "$dir/model"
 out = "$1"
+[quantization]
+dampening = 0.02
 [data]
 data = ["$dir/text.txt"]
 sequence = 64
@@ -27,6 +29,7 @@ lr = 0.001
 eval_every = 20
 checkpoint_every = 1
 log_every = 1
+average = 0.9
 threads = 1
 EOF
 }

@@ -39,7 +39,8 @@ class MobileTrainer : public Trainer {
       plan.kv_global_bits = static_cast<int>(r.kv_global_bits);
       model.apply_plan(plan, resolve_plan(plan, model.table(), source.dtypes()));
       AdamW optimizer(tensors(model), {});
-      load_run(newest_checkpoint(r.out), model, optimizer);
+      Averages averages(tensors(model), r.average);
+      load_run(newest_checkpoint(r.out), model, optimizer, averages);
       if (r.freeze_after < 1.0) model.mark_frozen();
     }
     static std::vector<torch::Tensor> tensors(const Model& model) {
