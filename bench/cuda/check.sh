@@ -33,7 +33,7 @@ try() {
   code=$?
   [ $code = 0 ] && return 0
   say "FAILED ($code, after $((SECONDS - start)) s): $(basename "$log" .log)"
-  grep -aE 'qat: error|rror:|Failure|FAILED' "$log" | head -8 | cut -c1-300
+  grep -aE -A4 'qat: error|rror:|: Failure' "$log" | head -24 | cut -c1-200
   tail -n 2 "$log" | tr '\r' '\n' | tail -n 2 | cut -c1-300
   return 1
 }
@@ -119,7 +119,7 @@ if wanted speed; then
   say "model $shape: $(du -shL "$model" | cut -f1), init: $(cat "$work/init.done")"
   step fp32-8x512 fp32 8
   step tf32-8x512 tf32 8
-  step tf32-32x512 tf32 32
+  step tf32-16x512 tf32 16
   step tf32-32x512-checkpointed tf32 32 --set gradient_checkpointing=true
   rm -rf "$model"
 fi
