@@ -42,7 +42,7 @@ one() {
 export -f one
 
 for seed in ${SEEDS:-1}; do
-  [ -d "$out/samples-$seed" ] && continue
+  [ -d "$out/samples-$seed" ] || ! grep -v '^ *\(#\|$\)' "$variants" | grep -qv teacher=no && continue
   echo "one samples-$seed $seed steps=1 warmup=0 init=plain eval_sequences=1"
 done | sed 's/^one samples-[0-9]*/one samples/' | xargs -P "${JOBS:-2}" -I{} bash -c '{}'
 rm -f "$out"/samples-*.json
