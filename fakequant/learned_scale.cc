@@ -165,20 +165,6 @@ torch::Tensor lsq_quantize(const torch::Tensor& x, const torch::Tensor& log_scal
   return LsqQuantize::apply(x, log_scale, static_cast<int64_t>(bits), options.factor, options.pass_clipped);
 }
 
-torch::Tensor soft_rounding(const torch::Tensor& x, const torch::Tensor& rounded, const torch::Tensor& scales, int bits,
-                            double softness) {
-  QAT_CHECK(softness > 0.0 && softness <= 1.0 && x.sizes() == rounded.sizes() && x.numel() % scales.numel() == 0);
-  const torch::NoGradGuard no_grad;
-  const Tensor unit = scales.view({-1, 1}), levels = rounded.detach().view({scales.numel(), -1});
-  const Tensor code = (levels / unit).round_();
-  const Tensor away = x.detach().view({scales.numel(), -1}).sub(levels).div_(unit);  // from the level, in cells
-  // At the ends of the grid there is no next level to go to.
-  const Tensor has_next = torch::where(away > 0, code < highest_code(bits), code > lowest_code(bits));
-  const double flat = 0.5 - softness / 2.0;  // around a level
-  const Tensor up = away.abs().sub_(flat).clamp_(0.0, softness / 2.0).div_(softness);
-  return up.mul_(away.sign()).mul_(has_next).mul_(unit).view_as(x);
-}
-
 torch::Tensor codes_times_scales(const torch::Tensor& codes, const torch::Tensor& log_scale,
                                  const torch::Tensor& scales, double factor) {
   QAT_CHECK(codes.scalar_type() == torch::kInt8 && codes.is_contiguous());

@@ -27,14 +27,6 @@ struct LsqOptions {
 // of the storable range keeps its gradient. Codes are not kept for the backward pass, which computes them again.
 torch::Tensor lsq_quantize(const torch::Tensor& x, const torch::Tensor& log_scale, int bits, const LsqOptions& options);
 
-// What soft rounding adds to `rounded`, x on the grids of `scales` (as in lsq_quantize, of either sign): the steps of
-// the staircase become ramps of width `softness` (0 < softness <= 1, of a cell), whose middle is where the step is, so
-// that a weight between two levels may stay there while it is told by the gradient where to; at 1 nothing is rounded
-// inside the grid. With a softness that falls to 0 a network settles its roundings one after the other (PARQ, Jin et
-// al., arXiv 2503.15748, has the same map). Not differentiable: the gradient is that of the rounding, straight through.
-torch::Tensor soft_rounding(const torch::Tensor& x, const torch::Tensor& rounded, const torch::Tensor& scales, int bits,
-                            double softness);
-
 // Codes that no longer change: codes * scales, each scale serving a run of numel(codes) / numel(scales). codes: int8,
 // contiguous; scales: what log_scale is stored as. Differentiable in log_scale alone: dL/dlog_scale = factor * sum of G
 // * code * scale.

@@ -2,6 +2,7 @@
 // differs between LibTorch versions (1.13 to the newest 2.x) is told apart here and nowhere else.
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -32,5 +33,13 @@ inline torch::Tensor fused_attention(const torch::Tensor&, const torch::Tensor&,
   return {};
 }
 #endif
+
+// Deterministic algorithms of LibTorch 2.2 and newer also fill every tensor that is about to be overwritten: work for
+// nothing, since nothing here reads such memory.
+inline void leave_memory_unfilled() {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 2)
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+#endif
+}
 
 }  // namespace qat

@@ -81,9 +81,6 @@ const std::vector<Key>& keys() {
       {"quantization", "dampening", &Recipe::dampening, {0, 1}, fixed,
        "q4_0, mobile: draws weights to their levels against oscillation: the part of the way that they go each step, at "
        "the freeze; it rises from 0"},
-      {"quantization", "soft_rounding", &Recipe::soft_rounding, {0, 1}, fixed,
-       "q4_0, mobile: training begins with ramps of this width (in cells) between levels instead of steps; they narrow to "
-       "steps until codes freeze; 0: steps"},
       {"quantization", "scale_lr", &Recipe::scale_lr, {0, 10}, fixed,
        "q4_0, mobile: peak learning rate of the logarithms of weight scales"},
       {"quantization", "activation_lr", &Recipe::activation_lr, {0, 10}, fixed,
@@ -92,6 +89,9 @@ const std::vector<Key>& keys() {
       {"data", "data", &Recipe::data, {}, fixed,
        "text files, directories of text files, or \"teacher\": text that the teacher writes"},
       {"data", "teacher_tokens", &Recipe::teacher_tokens, {1, kMaxCount}, fixed, "tokens that \"teacher\" writes"},
+      {"data", "text_share", &Recipe::text_share, {0, 0.99}, fixed,
+       "share of the training sequences that are the texts', beside \"teacher\"'s: texts are repeated, cut elsewhere each "
+       "time, until they have it; 0: each as long as it is"},
       {"data", "sequence", &Recipe::sequence, {2, 1 << 24}, fixed, "tokens per sequence"},
       {"data", "shift", &Recipe::shift, {}, fixed,
        "after the first epoch, sequences of a text begin elsewhere in it, each epoch at another place"},
@@ -120,8 +120,6 @@ const std::vector<Key>& keys() {
       {"train", "ce", &Recipe::ce, {0, kMost}, fixed, "weight of the cross-entropy with the text"},
       {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed,
        "temperature of both distributions in the KL"},
-      {"train", "hidden", &Recipe::hidden, {0, kMost}, fixed,
-       "weight of the relative squared error of what layers pass on, beside the teacher's; falls to 0 by half the run"},
       {"train", "gradient_checkpointing", &Recipe::gradient_checkpointing, {}, may_change,
        "recompute layers in the backward pass: less memory, a third more time"},
       {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change,
@@ -138,6 +136,8 @@ const std::vector<Key>& keys() {
        "newest checkpoints that are kept"},
       {"train", "threads", &Recipe::threads, {0, 4096}, may_change, "processor threads; 0: all"},
       {"train", "device", &Recipe::device, {}, may_change, "cpu, cuda, or cuda:N"},
+      {"train", "tf32", &Recipe::tf32, {}, fixed,
+       "on CUDA, matrix products in TF32: twice as fast, factors rounded to 11 bits"},
   };
   // clang-format on
   return table;
@@ -355,7 +355,6 @@ void check_type_name(const Recipe& r, const char* key, const std::string& name) 
 
 void check_losses(const Recipe& r) {
   if (r.kl == 0.0 && r.ce == 0.0) fail("recipe: [train] kl and ce are both 0: there is no loss to train on");
-  if (r.hidden > 0.0 && r.kl == 0.0) fail("recipe: [train] hidden compares with the teacher, which there is none of: set kl too");
   const bool own_teacher = r.teacher.empty() || r.teacher == r.model;
   if (r.plan == "none" && r.ce == 0.0 && own_teacher) {
     fail(

@@ -29,13 +29,13 @@ struct Recipe {
   double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
   bool pass_clipped = true;        // gradient for weights beyond their grid
   double dampening = 0.0;          // of the way to its level that a weight goes per step at the freeze; a cosine from 0
-  double soft_rounding = 0.0;      // width of the ramps between levels at step 1, in cells; 0 by the freeze
   double scale_lr = 1e-3;          // peak learning rate of the logarithms of weight scales
   double activation_lr = 1e-3;     // and of those of activations and caches
   // [data]
   std::vector<std::string>
       data;  // text files, directories of text files, or "teacher" (the float model writes its own)
   int64_t teacher_tokens = 1000000;  // how much "teacher" writes
+  double text_share = 0.0;           // of the sequences, beside "teacher"'s; texts repeat until they have it; 0: as given
   int64_t sequence = 256;            // tokens per sequence
   bool shift = true;                 // after the first epoch, sequences of a text begin elsewhere in it
   std::string eval_text;             // text file for evaluation during training; empty: the last 1 % of the data
@@ -53,7 +53,6 @@ struct Recipe {
   double clip = 1.0;          // global gradient norm, 0 = off
   double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy
   double temperature = 1.0;   // of the KL
-  double hidden = 0.0;        // weight of the relative squared error of what layers pass on; falls to 0 by half the run
   bool gradient_checkpointing = false;
   int64_t loss_chunk = 256;  // tokens whose logits exist at once
   uint64_t seed = 1;
@@ -61,6 +60,7 @@ struct Recipe {
   int64_t keep_checkpoints = 2;
   int64_t threads = 0;         // 0: all processors
   std::string device = "cpu";  // "cpu", "cuda", "cuda:1"
+  bool tf32 = false;           // on CUDA: matrix products in TF32
 };
 
 // Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible

@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <numeric>
@@ -78,6 +79,26 @@ Sequences read_samples(const std::string& path, int64_t length, int64_t vocab) {
   return sequences;
 }
 
+// Appends copies of the texts, all of them in turn, until they are `share` of all rows.
+void repeat_texts(double share, Sequences* all, std::vector<TextRows>* texts) {
+  int64_t rows = 0;
+  for (const TextRows& text : *texts) rows += text.count;
+  const double samples = static_cast<double>(all->count() - rows);
+  const auto wanted = static_cast<int64_t>(std::ceil(samples * share / (1.0 - share)));
+  if (rows == 0 || samples == 0.0) return;
+  const size_t count = texts->size();
+  for (size_t i = 0; rows < wanted; ++i) {
+    TextRows text = (*texts)[i % count];
+    text.copy = static_cast<int64_t>(i / count) + 1;
+    const int64_t first = all->count();
+    all->tokens.resize(all->tokens.size() + static_cast<size_t>(text.count * all->length));
+    std::copy_n(all->row(text.first), text.count * all->length, all->tokens.begin() + first * all->length);
+    text.first = first;
+    texts->push_back(text);
+    rows += text.count;
+  }
+}
+
 Sequences spread(const Sequences& from, int64_t wanted) {
   Sequences out;
   out.length = from.length;
@@ -112,7 +133,7 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
     const Sequences part = samples ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence,
                                                   config.vocab)
                                    : pack(entry);
-    if (!samples) data.texts.push_back({all.count(), part.count(), tokenizer->add_bos()});
+    if (!samples) data.texts.push_back({all.count(), part.count(), tokenizer->add_bos(), 0});
     all.tokens.insert(all.tokens.end(), part.tokens.begin(), part.tokens.end());
   }
   Sequences held_out;
@@ -128,6 +149,7 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
     all.tokens.resize(static_cast<size_t>(kept * recipe.sequence));
     for (TextRows& text : data.texts) text.count = std::clamp<int64_t>(kept - text.first, 0, text.count);
   }
+  repeat_texts(recipe.text_share, &all, &data.texts);
   data.eval = spread(held_out, recipe.eval_sequences);
   data.train = std::move(all);
   data.hash = XXH3_64bits(data.train.tokens.data(), data.train.tokens.size() * sizeof(int32_t)) ^
@@ -140,7 +162,7 @@ void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint6
   const auto text = std::find_if(data.texts.begin(), data.texts.end(), [&](const TextRows& t) {
     return index >= t.first && index < t.first + t.count;
   });
-  if (!shift || epoch == 0 || text == data.texts.end()) {
+  if (!shift || text == data.texts.end() || (epoch == 0 && text->copy == 0)) {
     std::copy_n(data.train.row(index), length, out);
     return;
   }

@@ -21,6 +21,7 @@ struct Sequences {
 struct TextRows {
   int64_t first = 0, count = 0;
   bool bos = false;  // each row begins with one
+  int64_t copy = 0;  // how often the same rows came before
 };
 
 struct TrainingData {
@@ -30,14 +31,14 @@ struct TrainingData {
   uint64_t hash = 0;  // of both, so that a resumed run can tell that its data is the same
 };
 
-// Sequence `index` of train as it is seen in an epoch (counted from 0), train.length tokens. In the first epoch, row
+// Sequence `index` of train as it is seen in an epoch (counted from 0), train.length tokens. The first time, row
 // `index`; later, where `shift` is set, rows of a text begin elsewhere in it, so that a small text does not come in the
 // same pieces again. A function of its arguments.
 void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint64_t seed, bool shift, int32_t* out);
 
 // Reads recipe.data in order. Text is tokenized by the tokenizer of recipe.model and packed: each sequence is BOS,
 // where the tokenizer adds one, and the next tokens of the text. "teacher" is OUT/teacher_samples.safetensors
-// (input_ids, whole sequences). Without eval_text the last 1 % of the sequences, at least one, are held out. Throws
+// (input_ids, whole sequences). text_share: texts are repeated until they have it. Without eval_text the last 1 % of the sequences, at least one, are held out. Throws
 // Error: no text, text shorter than one sequence, ids outside the vocabulary, samples of another length.
 TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config);
 

@@ -7,7 +7,6 @@
 #include "fakequant/block_scale.h"
 #include "fakequant/channel_quantize.h"
 #include "fakequant/fake_quantize.h"
-#include "fakequant/learned_scale.h"
 #include "qat/train/checkpointing.h"
 #include "qat/train/ops.h"
 
@@ -256,17 +255,15 @@ torch::Tensor Parameter::scales() const {
   return scale_sign.defined() ? stored_block_scales(log_scale, scale_sign) : storable_scales(log_scale);
 }
 
-torch::Tensor Parameter::quantized(bool pass_clipped, double softness) const {
-  const int bits = code_bits(grid);
-  if (!log_scale.defined()) return fake_quantize(master, grid);
-  if (frozen) {
-    const torch::Tensor codes = master.detach().to(torch::kInt8);
-    return scale_sign.defined() ? frozen_block_quantize(codes, log_scale, scale_sign)
-                                : frozen_channel_quantize(codes, log_scale, bits);
+torch::Tensor Parameter::quantized(bool pass_clipped) const {
+  if (scale_sign.defined()) {
+    if (!frozen) return block_quantize(master, log_scale, scale_sign, pass_clipped);
+    return frozen_block_quantize(master.detach().to(torch::kInt8), log_scale, scale_sign);
   }
-  const torch::Tensor rounded = scale_sign.defined() ? block_quantize(master, log_scale, scale_sign, pass_clipped)
-                                                     : channel_quantize(master, log_scale, bits, pass_clipped);
-  return softness > 0.0 ? rounded + soft_rounding(master, rounded, scales(), scale_sign.defined() ? 4 : bits, softness) : rounded;
+  const int bits = code_bits(grid);
+  if (bits == 0) return fake_quantize(master, grid);
+  if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);
+  return channel_quantize(master, log_scale, bits, pass_clipped);
 }
 
 ForwardWeights Model::forward_weights() const {
@@ -279,7 +276,7 @@ ForwardWeights Model::forward_weights() const {
   return weights;
 }
 
-StepWeights::StepWeights(Model& model, double softness) {
+StepWeights::StepWeights(Model& model) {
   forward_.layers.resize(model.config().layers.size());
   forward_.scales = model.static_grids().scales();
   for (Parameter& parameter : model.parameters()) {
@@ -288,7 +285,7 @@ StepWeights::StepWeights(Model& model, double softness) {
       used = parameter.master;  // nothing to round: the forward pass uses the master itself
       continue;
     }
-    const torch::Tensor value = parameter.quantized(model.pass_clipped, softness);
+    const torch::Tensor value = parameter.quantized(model.pass_clipped);
     used = value.detach().requires_grad_(parameter.trained);
     if (parameter.trained) quantized_.push_back({value, used});
   }

@@ -39,9 +39,8 @@ struct Parameter {
   // its sign, which stays (fakequant/block_scale.h). Undefined for other grids.
   torch::Tensor log_scale, scale_sign;
   bool frozen = false;
-  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale. softness: on grids of
-  // learned scales, of soft_rounding() (fakequant/learned_scale.h), with the gradients of softness 0.
-  torch::Tensor quantized(bool pass_clipped, double softness = 0.0) const;
+  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale.
+  torch::Tensor quantized(bool pass_clipped) const;
   // Where log_scale is defined. Codes: int8, info.shape, on the CPU; scales: float32 with their sign, as files hold
   // them.
   torch::Tensor codes() const;
@@ -97,7 +96,7 @@ class Model {
 // gradients that they left through the fake-quantizer to the masters, whose grad() it sets.
 class StepWeights {
  public:
-  explicit StepWeights(Model& model, double softness = 0.0);
+  explicit StepWeights(Model& model);
   const ForwardWeights& forward() const { return forward_; }
   void backward();
 

@@ -50,7 +50,8 @@ struct StateTensor {
   torch::Tensor tensor;
 };
 
-std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Averages& averages) {
+std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Averages& averages,
+                                       const CodeWatch& watch) {
   std::vector<StateTensor> state;
   size_t i = 0;
   for (const Trained& t : model.trained()) {
@@ -62,6 +63,7 @@ std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Ave
   }
   for (const Parameter& p : model.parameters())
     if (p.scale_sign.defined()) state.push_back({p.info.name + ".scale_sign", p.scale_sign});
+  for (const auto& [name, tensor] : watch.state()) state.push_back({name, tensor});
   return state;
 }
 
@@ -83,11 +85,12 @@ uint64_t metadata_number(const Safetensors& file, const std::string& key) {
 
 }  // namespace
 
-std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages) {
+std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages,
+                     const CodeWatch& watch) {
   const std::string& out = info.recipe.out;
   fs::create_directories(directory_of(out));
   remove_half_written(out);
-  const std::vector<StateTensor> state = state_tensors(model, optimizer, averages);
+  const std::vector<StateTensor> state = state_tensors(model, optimizer, averages, watch);
   std::vector<TensorSpec> specs;
   for (const StateTensor& s : state) specs.push_back({s.name, DType::F32, s.tensor.sizes().vec()});
   const std::string path = directory_of(out) + "/" + file_name(info.step);
@@ -130,9 +133,9 @@ RunInfo read_run_info(const std::string& path) {
   return info;
 }
 
-void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages) {
+void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages, const CodeWatch& watch) {
   const Safetensors file(path);
-  for (StateTensor& s : state_tensors(model, optimizer, averages)) {
+  for (StateTensor& s : state_tensors(model, optimizer, averages, watch)) {
     const TensorView& view = file.at(s.name);
     if (view.dtype != DType::F32 || view.shape != s.tensor.sizes().vec())
       fail(path, ": tensor ", s.name, ": expected F32 ", shape_text(s.tensor.sizes().vec()), ", found ",

@@ -1,7 +1,7 @@
 // The checkpoints of a run: one file each, OUT/checkpoints/step-00000100.safetensors, written whole or not at all.
 //
 // Per trained tensor T: T (float32 master), adam_mean.T, adam_square.T, with a running mean average.T; per tensor on
-// Q4_0 T.scale_sign. The header's metadata holds the step, the recipe, a hash of the data and the thread count. The order of the data and the learning
+// Q4_0 T.scale_sign; what CodeWatch keeps. The header's metadata holds the step, the recipe, a hash of the data and the thread count. The order of the data and the learning
 // rate follow from the step, and nothing in a training step draws random numbers, so that is all the state there is.
 #pragma once
 
@@ -11,6 +11,7 @@
 
 #include "qat/recipe.h"
 #include "qat/train/averages.h"
+#include "qat/train/code_watch.h"
 #include "qat/train/model.h"
 #include "qat/train/optimizer.h"
 
@@ -24,13 +25,14 @@ struct RunInfo {
 };
 
 // Writes the checkpoint of info.step and removes all but the newest recipe.keep_checkpoints. Returns its path.
-std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages);
+std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages,
+                     const CodeWatch& watch);
 
 // The newest checkpoint in OUT that can be read; "" when there is none. Files that cannot be read are named in
 // `notices`.
 std::string newest_checkpoint(const std::string& out, std::vector<std::string>* notices = nullptr);
 RunInfo read_run_info(const std::string& path);
-// Fills the masters, the optimizer's state and the averages. Throws Error: tensor missing or of another shape.
-void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages);
+// Fills the masters, the optimizer's state, the averages and what is watched. Throws Error: tensor missing or of another shape.
+void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages, const CodeWatch& watch);
 
 }  // namespace qat

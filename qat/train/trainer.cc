@@ -14,6 +14,7 @@
 #include "format/file_io.h"
 #include "qat/progress.h"
 #include "qat/train/averages.h"
+#include "qat/train/code_watch.h"
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
 #include "qat/train/losses.h"
@@ -35,13 +36,15 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // --- Settings of the process ---
 
-torch::Device open_device(const std::string& name) {
+torch::Device open_device(const std::string& name, bool tf32) {
   const torch::Device device(name);
   if (device.is_cpu()) return device;
   if (!torch::cuda::is_available()) fail("device ", name, ": this LibTorch finds no CUDA device");
   const int64_t count = torch::cuda::device_count();
   if (device.has_index() && device.index() >= count) fail("device ", name, ": expected an index below ", count);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  leave_memory_unfilled();
+  at::globalContext().setAllowTF32CuBLAS(tf32);
   return device;
 }
 
@@ -131,7 +134,7 @@ class Run {
   }
   StepReport train_step(int64_t step);
   StepReport train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
-                             const LossOptions& loss, double hidden) const;
+                             const LossOptions& loss) const;
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
   // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
@@ -157,6 +160,7 @@ class Run {
   std::vector<torch::Tensor> trained_;
   AdamW optimizer_;
   Averages averages_;
+  CodeWatch watch_;
   int64_t workers_ = 1;
   bool calibrated_ = false, frozen_ = false;  // stages that have begun
   std::unique_ptr<MetricsLog> metrics_;
@@ -200,7 +204,7 @@ Run::Run(const TrainRequest& request)
     : request_(request),
       recipe_(request.recipe),
       info_{0, request.recipe, 0, set_threads(request.recipe.threads)},
-      device_(open_device(recipe_.device)),
+      device_(open_device(recipe_.device, recipe_.tf32)),
       source_(recipe_.model),
       plan_(plan_of(recipe_)),
       resolved_(resolve_plan(plan_, source_.table(), source_.dtypes())),
@@ -211,7 +215,8 @@ Run::Run(const TrainRequest& request)
       trained_(trained_tensors(model_)),
       optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
                  parameter_rules(model_, recipe_)),
-      averages_(trained_, recipe_.average) {
+      averages_(trained_, recipe_.average),
+      watch_(model_) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
   if (recipe_.kl > 0.0) {
@@ -239,6 +244,7 @@ void Run::initialize() {
   }
   initialize_blocks(model_, source_, resolved_, recipe_, std::move(calibration));
   averages_.restart();
+  watch_.start(model_);
 }
 
 Batch Run::training_batch(const std::vector<int64_t>& positions) {
@@ -277,7 +283,7 @@ void Run::resume() {
             stderr,
             "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
-      load_run(newest, model_, optimizer_, averages_);
+      load_run(newest, model_, optimizer_, averages_, watch_);
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
       frozen_ = info_.step > stage_step(recipe_.freeze_after);
@@ -332,41 +338,22 @@ void Run::calibrate() {
   averages_.restart();
 }
 
-// Mean over layers of ||student - teacher||^2 / ||teacher||^2 of what they pass on.
-torch::Tensor hidden_loss(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher) {
-  torch::Tensor sum = torch::zeros({}, student.front().options());
-  for (size_t i = 1; i < student.size(); ++i)  // 0 is the embedding
-    sum = sum + (student[i] - teacher[i]).square().sum() / teacher[i].square().sum();
-  return sum / static_cast<double>(student.size() - 1);
-}
-
 // Forward and backward pass of some of a step's sequences: its gradients are left in `weights`, its part of the means
-// is returned. hidden: weight of hidden_loss().
+// is returned.
 StepReport Run::train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
-                                const LossOptions& loss, double hidden) const {
-  std::vector<torch::Tensor> student_states, teacher_states;
-  const auto watch = [&](ForwardOptions options, std::vector<torch::Tensor>* states) {
-    if (hidden > 0.0)
-      options.residual_hook = [states](size_t, const torch::Tensor& h) {
-        states->push_back(h);
-        return h;
-      };
-    return options;
-  };
+                                const LossOptions& loss) const {
   HeadInput teacher;
   if (teacher_ != nullptr) {
     const torch::NoGradGuard no_grad;
-    teacher = run_model(*teacher_, teacher_weights_, batch.ids, watch({}, &teacher_states));
+    teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
   }
-  const HeadInput student = run_model(model_, weights, batch.ids, watch(forward, &student_states));
+  const HeadInput student = run_model(model_, weights, batch.ids, forward);
   const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
   const double share =
       static_cast<double>(batch.ids.size(0)) / static_cast<double>(recipe_.batch * recipe_.accumulate);
-  torch::Tensor total = losses.total;
-  if (hidden > 0.0) total = total + hidden_loss(student_states, teacher_states) * hidden;
-  (total * share).backward();
+  (losses.total * share).backward();
   StepReport report;
-  report.loss = total.item<double>() * share;
+  report.loss = losses.total.item<double>() * share;
   report.kl = losses.kl * share;
   report.ce = losses.cross_entropy * share;
   return report;
@@ -376,13 +363,9 @@ StepReport Run::train_step(int64_t step) {
   const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
   ForwardOptions forward;
   forward.gradient_checkpointing = recipe_.gradient_checkpointing;
-  // Layers are told what the teacher's say while codes are still being found, up to half of the run.
-  const double hidden = recipe_.hidden * std::max(0.0, 1.0 - 2.0 * static_cast<double>(step) / recipe_.steps);
   int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;
   StepReport report;
-  // Nothing is left of it when codes freeze.
-  const double settled = static_cast<double>(step - 1) / std::max(1.0, recipe_.freeze_after * recipe_.steps);
-  StepWeights weights(model_, recipe_.soft_rounding * std::max(0.0, 1.0 - settled));
+  StepWeights weights(model_);
   WorkerWeights shared(weights.forward(), workers_);
   for (int64_t round = 0; round < recipe_.accumulate; ++round) {
     std::vector<int64_t> positions;
@@ -395,7 +378,7 @@ StepReport Run::train_step(int64_t step) {
     std::vector<StepReport> parts(static_cast<size_t>(workers_));
     run_workers(workers_, info_.threads, [&](int64_t worker) {
       const auto w = static_cast<size_t>(worker);
-      parts[w] = train_sequences(batches[w], shared.of(worker), forward, loss, hidden);
+      parts[w] = train_sequences(batches[w], shared.of(worker), forward, loss);
     });
     for (const StepReport& part : parts) {
       report.loss += part.loss;
@@ -466,7 +449,7 @@ void Run::log_evaluation(ProgressBar& bar) {
   bar.print(shown);
 }
 
-std::string Run::save() { return save_run(info_, model_, optimizer_, averages_); }
+std::string Run::save() { return save_run(info_, model_, optimizer_, averages_, watch_); }
 
 TrainResult Run::execute() {
   const auto due = [&](int64_t every) { return every > 0 && info_.step % every == 0; };
@@ -502,6 +485,11 @@ TrainResult Run::execute() {
                           {"grad_norm", report.gradient_norm},
                           {"tokens_per_s", speed}};
       if (teacher_ != nullptr) line["kl"] = report.kl;
+      if (!watch_.empty()) {
+        const CodeWatch::Shares codes = watch_.observe(model_);
+        line["codes_moved"] = codes.moved;
+        line["codes_oscillating"] = codes.oscillating;
+      }
       metrics_->add(info_.step, line);
       window_seconds = 0.0;
       window_steps = 0;

@@ -40,7 +40,8 @@ class MobileTrainer : public Trainer {
       model.apply_plan(plan, resolve_plan(plan, model.table(), source.dtypes()));
       AdamW optimizer(tensors(model), {});
       Averages averages(tensors(model), r.average);
-      load_run(newest_checkpoint(r.out), model, optimizer, averages);
+      const CodeWatch watch(model);
+      load_run(newest_checkpoint(r.out), model, optimizer, averages, watch);
       if (r.freeze_after < 1.0) model.mark_frozen();
     }
     static std::vector<torch::Tensor> tensors(const Model& model) {
