@@ -43,8 +43,9 @@ struct Recipe {
   int64_t batch = 8;       // sequences per step and accumulation round
   int64_t accumulate = 1;  // rounds per step
   double lr = 1e-4, min_lr_ratio = 0.1;
-  double relative_lr = 0.0;  // of weights on Q4_0, in units of their block's scale; 0: lr
-  int64_t warmup = 50;       // steps
+  double relative_lr = 0.0;         // of weights on Q4_0, in units of their block's scale; 0: lr
+  int64_t warmup = 50;              // steps
+  std::string optimizer = "adamw";  // "adamw", "adamw8bit"
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
   double clip = 1.0;          // global gradient norm, 0 = off
   double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy

@@ -206,7 +206,8 @@ Run::Run(const TrainRequest& request)
       order_(data_.train.count(), recipe_.seed),
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
       trained_(trained_tensors(model_)),
-      optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
+      optimizer_(trained_,
+                 {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay, recipe_.optimizer == "adamw8bit"},
                  parameter_rules(model_, recipe_)) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
