@@ -16,6 +16,7 @@
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
 #include "qat/train/losses.h"
+#include "qat/train/memory.h"
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
 #include "qat/train/run_state.h"
@@ -448,6 +449,7 @@ TrainResult Run::execute() {
       std::snprintf(text, sizeof text, "loss %.4f  KLD %.4f  %.0f tokens/s", report.loss, report.kl, speed);
     else std::snprintf(text, sizeof text, "loss %.4f  %.0f tokens/s", report.loss, speed);
     bar.update(info_.step, text);
+    if (info_.step == first + 3) bar.print(time_text(recipe_.steps - first, 3, training_seconds));
     if (due(recipe_.log_every)) {
       MetricsLine line = {{"loss", report.loss},
                           {"ce", report.ce},
@@ -490,6 +492,7 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
+  announce_memory(request.recipe, plan_of(request.recipe));
   return Run(request).execute();
 }
 
