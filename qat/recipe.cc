@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -109,6 +110,8 @@ const std::vector<Key>& keys() {
       {"train", "norm_lr", &Recipe::norm_lr, {0, 10}, fixed, "peak learning rate of norms; 0: lr is theirs too"},
       {"train", "min_lr_ratio", &Recipe::min_lr_ratio, {0, 1}, fixed, "the cosine ends at this fraction of lr"},
       {"train", "warmup", &Recipe::warmup, {0, kMaxCount}, fixed, "steps in which the learning rate rises from 0"},
+      {"train", "optimizer", &Recipe::optimizer, {}, fixed,
+       "adamw; adamw8bit: its two running means in 8 bits each, 2 bytes per weight instead of 8"},
       {"train", "beta1", &Recipe::beta1, {0, kAlmostOne}, fixed, "AdamW: decay of the first moment"},
       {"train", "beta2", &Recipe::beta2, {0, kAlmostOne}, fixed, "AdamW: decay of the second moment"},
       {"train", "eps", &Recipe::eps, {1e-30, 1}, fixed, "AdamW: added to the root of the second moment"},
@@ -371,6 +374,12 @@ void check_device(const std::string& device) {
   if (!numbered) fail("recipe: [train] device: expected cpu, cuda or cuda:N, found \"", device, "\"");
 }
 
+void check_optimizer(const std::string& name) {
+  const std::vector<std::string> names = {"adamw", "adamw8bit"};
+  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  fail("recipe: [train] optimizer: expected adamw or adamw8bit, found ", quoted(name), suggestion(name, names));
+}
+
 }  // namespace
 
 Recipe recipe_from_toml(const std::string& text, const std::string& origin) {
@@ -460,6 +469,7 @@ void validate_recipe(const Recipe& r) {
   check_mobile(r);
   if (r.warmup > r.steps) fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);
+  check_optimizer(r.optimizer);
   check_device(r.device);
 }
 

@@ -45,9 +45,10 @@ struct Recipe {
   int64_t batch = 8;       // sequences per step and accumulation round
   int64_t accumulate = 1;  // rounds per step
   double lr = 1e-4, min_lr_ratio = 0.1;
-  double relative_lr = 0.0;  // of weights on grids of learned scales, in units of their scale; 0: lr
-  double norm_lr = 0.0;      // of norms; 0: lr
-  int64_t warmup = 50;       // steps
+  double relative_lr = 0.0;         // of weights on grids of learned scales, in units of their scale; 0: lr
+  double norm_lr = 0.0;             // of norms; 0: lr
+  int64_t warmup = 50;              // steps
+  std::string optimizer = "adamw";  // "adamw", "adamw8bit"
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
   double average = 0.0;  // decay of the running mean of weights and scales that is evaluated and written; 0: none
   double clip = 1.0;          // global gradient norm, 0 = off

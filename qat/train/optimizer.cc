@@ -8,17 +8,7 @@
 namespace qat {
 namespace {
 
-// The factors of one update, the same for all weights.
-struct Update {
-  float keep;  // 1 - lr * weight_decay
-  float beta1, beta2;
-  float rate;             // lr / (1 - beta1^t)
-  float root_correction;  // 1 / sqrt(1 - beta2^t)
-  float eps;
-  float gradient_scale;
-};
-
-void update_elements(const Update& u, float rate, int64_t begin, int64_t end, const float* gradient, float* w,
+void update_elements(const AdamUpdate& u, float rate, int64_t begin, int64_t end, const float* gradient, float* w,
                      float* mean, float* square) {
   for (int64_t i = begin; i < end; ++i) {
     const float g = gradient[i] * u.gradient_scale;
@@ -29,7 +19,7 @@ void update_elements(const Update& u, float rate, int64_t begin, int64_t end, co
 }
 
 // units: what the rate of each run of elements is multiplied by; undefined: 1.
-void update_cpu(const Update& u, const torch::Tensor& units, int64_t count, const float* gradient, float* w,
+void update_cpu(const AdamUpdate& u, const torch::Tensor& units, int64_t count, const float* gradient, float* w,
                 float* mean, float* square) {
   constexpr int64_t kElementsPerTask = 1 << 15;
   if (!units.defined()) {
@@ -46,7 +36,7 @@ void update_cpu(const Update& u, const torch::Tensor& units, int64_t count, cons
   });
 }
 
-void update_tensor_ops(const Update& u, const torch::Tensor& units, const torch::Tensor& gradient, torch::Tensor& w,
+void update_tensor_ops(const AdamUpdate& u, const torch::Tensor& units, const torch::Tensor& gradient, torch::Tensor& w,
                        torch::Tensor& mean, torch::Tensor& square) {
   const torch::Tensor g = gradient * u.gradient_scale;
   mean.lerp_(g, 1.0 - u.beta1);
@@ -64,8 +54,9 @@ AdamW::AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& options,
   QAT_CHECK(rules_.size() == parameters_.size());
   for (const torch::Tensor& p : parameters_) {
     QAT_CHECK(p.is_contiguous() && p.scalar_type() == torch::kFloat32);
-    means_.push_back(torch::zeros_like(p).detach());
-    squares_.push_back(torch::zeros_like(p).detach());
+    const bool coded = options_.eight_bit && p.numel() >= kLeastCoded;
+    for (std::vector<Moment>* moments : {&means_, &squares_})
+      moments->push_back(coded ? coded_zeros(p.numel(), p.device()) : Moment{torch::zeros_like(p).detach(), {}});
   }
 }
 
@@ -73,7 +64,7 @@ void AdamW::step(double lr, double gradient_scale) {
   const torch::NoGradGuard no_grad;
   ++steps;
   const double t = static_cast<double>(steps);
-  Update u;
+  AdamUpdate u;
   u.beta1 = static_cast<float>(options_.beta1);
   u.beta2 = static_cast<float>(options_.beta2);
   u.root_correction = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(options_.beta2, t)));
@@ -87,10 +78,13 @@ void AdamW::step(double lr, double gradient_scale) {
     const torch::Tensor gradient = parameters_[i].grad().contiguous();
     torch::Tensor w = parameters_[i].detach(), units;
     if (rules_[i].log_unit.defined()) units = rules_[i].log_unit.detach().exp();
-    if (w.is_cpu())
-      update_cpu(u, units, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), means_[i].data_ptr<float>(),
-                 squares_[i].data_ptr<float>());
-    else update_tensor_ops(u, units, gradient, w, means_[i], squares_[i]);
+    Moment &mean = means_[i], &square = squares_[i];
+    if (mean.scales.defined())
+      (w.is_cpu() ? update_coded_cpu : update_coded_tensor_ops)(u, units, steps, gradient, w, mean, square);
+    else if (w.is_cpu())
+      update_cpu(u, units, w.numel(), gradient.data_ptr<float>(), w.data_ptr<float>(), mean.values.data_ptr<float>(),
+                 square.values.data_ptr<float>());
+    else update_tensor_ops(u, units, gradient, w, mean.values, square.values);
   }
 }
 

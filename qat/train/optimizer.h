@@ -1,18 +1,23 @@
-// AdamW with the numbers of torch.optim.AdamW, its state as plain tensors; the learning rate's schedule; the gradient's
-// norm.
+// AdamW with the numbers of torch.optim.AdamW, its state as plain tensors, or as 8-bit codes (adam8bit.h); the learning
+// rate's schedule; the gradient's norm.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "fakequant/libtorch.h"
+#include "qat/train/adam8bit.h"
 
 namespace qat {
 
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
   double weight_decay = 0.0;  // decoupled: w *= 1 - lr * weight_decay
+  bool eight_bit = false;     // both means as codes, for parameters of at least kLeastCoded elements
 };
+
+// Norms and single scales keep float32, as in the paper: they are few, and all of the model hangs on each.
+constexpr int64_t kLeastCoded = 4096;
 
 // Of one parameter.
 struct ParameterRule {
@@ -33,12 +38,13 @@ class AdamW {
   void zero_grad();  // drops the gradients
 
   // State, in the order of the parameters: running means of the gradient and of its square. `steps` counts updates.
-  std::vector<torch::Tensor>& means() { return means_; }
-  std::vector<torch::Tensor>& squares() { return squares_; }
+  std::vector<Moment>& means() { return means_; }
+  std::vector<Moment>& squares() { return squares_; }
   int64_t steps = 0;
 
  private:
-  std::vector<torch::Tensor> parameters_, means_, squares_;
+  std::vector<torch::Tensor> parameters_;
+  std::vector<Moment> means_, squares_;
   AdamWOptions options_;
   std::vector<ParameterRule> rules_;
 };

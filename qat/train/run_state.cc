@@ -50,14 +50,22 @@ struct StateTensor {
   torch::Tensor tensor;
 };
 
+void add_moment(const std::string& kind, const std::string& name, const Moment& moment,
+                std::vector<StateTensor>* state) {
+  state->push_back({kind + "." + name, moment.values});
+  if (moment.scales.defined()) state->push_back({kind + "_scale." + name, moment.scales});
+}
+
+DType dtype_of(const torch::Tensor& t) { return t.scalar_type() == torch::kUInt8 ? DType::U8 : DType::F32; }
+
 std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Averages& averages,
                                        const CodeWatch& watch) {
   std::vector<StateTensor> state;
   size_t i = 0;
   for (const Trained& t : model.trained()) {
     state.push_back({t.name, t.tensor.detach()});
-    state.push_back({"adam_mean." + t.name, optimizer.means()[i]});
-    state.push_back({"adam_square." + t.name, optimizer.squares()[i]});
+    add_moment("adam_mean", t.name, optimizer.means()[i], &state);
+    add_moment("adam_square", t.name, optimizer.squares()[i], &state);
     if (averages.on()) state.push_back({"average." + t.name, averages.means()[i]});
     ++i;
   }
@@ -92,7 +100,7 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, 
   remove_half_written(out);
   const std::vector<StateTensor> state = state_tensors(model, optimizer, averages, watch);
   std::vector<TensorSpec> specs;
-  for (const StateTensor& s : state) specs.push_back({s.name, DType::F32, s.tensor.sizes().vec()});
+  for (const StateTensor& s : state) specs.push_back({s.name, dtype_of(s.tensor), s.tensor.sizes().vec()});
   const std::string path = directory_of(out) + "/" + file_name(info.step);
   SafetensorsWriter file(path, specs,
                          {{"step", std::to_string(info.step)},
@@ -102,7 +110,7 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, 
                           {"averaged", std::to_string(averages.updates)}});
   for (const StateTensor& s : state) {
     const torch::Tensor host = s.tensor.cpu().contiguous();
-    file.append(host.data_ptr<float>(), static_cast<size_t>(host.numel()) * sizeof(float));
+    file.append(host.data_ptr(), host.nbytes());
   }
   file.commit();
   const std::vector<std::string> all = checkpoints(out);
@@ -137,11 +145,11 @@ void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages&
   const Safetensors file(path);
   for (StateTensor& s : state_tensors(model, optimizer, averages, watch)) {
     const TensorView& view = file.at(s.name);
-    if (view.dtype != DType::F32 || view.shape != s.tensor.sizes().vec())
-      fail(path, ": tensor ", s.name, ": expected F32 ", shape_text(s.tensor.sizes().vec()), ", found ",
-           dtype_name(view.dtype), " ", shape_text(view.shape));
-    torch::Tensor host = torch::empty(view.shape, torch::kFloat32);
-    std::memcpy(host.data_ptr<float>(), view.bytes.data(), view.bytes.size());
+    if (view.dtype != dtype_of(s.tensor) || view.shape != s.tensor.sizes().vec())
+      fail(path, ": tensor ", s.name, ": expected ", dtype_name(dtype_of(s.tensor)), " ",
+           shape_text(s.tensor.sizes().vec()), ", found ", dtype_name(view.dtype), " ", shape_text(view.shape));
+    torch::Tensor host = torch::empty(view.shape, s.tensor.scalar_type());
+    std::memcpy(host.data_ptr(), view.bytes.data(), view.bytes.size());
     s.tensor.copy_(host);
   }
   optimizer.steps = read_run_info(path).step;

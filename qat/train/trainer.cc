@@ -18,6 +18,7 @@
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
 #include "qat/train/losses.h"
+#include "qat/train/memory.h"
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
 #include "qat/train/run_state.h"
@@ -213,7 +214,8 @@ Run::Run(const TrainRequest& request)
       order_(data_.train.count(), recipe_.seed),
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
       trained_(trained_tensors(model_)),
-      optimizer_(trained_, {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay},
+      optimizer_(trained_,
+                 {recipe_.beta1, recipe_.beta2, recipe_.eps, recipe_.weight_decay, recipe_.optimizer == "adamw8bit"},
                  parameter_rules(model_, recipe_)),
       averages_(trained_, recipe_.average),
       watch_(model_) {
@@ -478,6 +480,7 @@ TrainResult Run::execute() {
       std::snprintf(text, sizeof text, "loss %.4f  KLD %.4f  %.0f tokens/s", report.loss, report.kl, speed);
     else std::snprintf(text, sizeof text, "loss %.4f  %.0f tokens/s", report.loss, speed);
     bar.update(info_.step, text);
+    if (info_.step == first + 3) bar.print(time_text(recipe_.steps - first, 3, training_seconds));
     if (due(recipe_.log_every)) {
       MetricsLine line = {{"loss", report.loss},
                           {"ce", report.ce},
@@ -526,6 +529,7 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
+  announce_memory(request.recipe, plan_of(request.recipe));
   return Run(request).execute();
 }
 

@@ -102,8 +102,8 @@ TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
   const std::string text = recipe_to_toml(Recipe());
   size_t rows = 0;
   for (size_t at = text.find(" = "); at != std::string::npos; at = text.find(" = ", at + 1)) ++rows;
-  EXPECT_EQ(rows, 48u);
-  const size_t strings = 10, lists = 2, wholes = 17, numbers = 16, flags = 3;
+  EXPECT_EQ(rows, 49u);
+  const size_t strings = 11, lists = 2, wholes = 17, numbers = 16, flags = 3;
   EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
   EXPECT_EQ(sizeof(Recipe),
             strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
@@ -218,6 +218,9 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.plan = "q4_00"; }), HasSubstr("q4_00"));
   EXPECT_THAT(invalid([](Recipe& r) { r.init = "gtpq"; }),
               HasSubstr("init: expected plain, search or gptq, found \"gtpq\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "adamw8"; }),
+              HasSubstr("[train] optimizer: expected adamw or adamw8bit, found \"adamw8\"; did you mean"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "lion"; }), Not(HasSubstr("did you mean")));
   EXPECT_EQ(invalid([](Recipe&) {}), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");
 }
@@ -229,10 +232,11 @@ TEST(Recipe, ResumeRefusesWhatDecidesTheResult) {
   now.threads = 3;
   EXPECT_TRUE(recipe_conflicts(valid(), now).empty());
   now.lr = 0.5;
+  now.optimizer = "adamw8bit";
   now.data.push_back("more.txt");
-  EXPECT_EQ(
-      recipe_conflicts(valid(), now),
-      (std::vector<std::string>{"[data] data: [\"t.txt\"] -> [\"t.txt\", \"more.txt\"]", "[train] lr: 1e-4 -> 0.5"}));
+  EXPECT_EQ(recipe_conflicts(valid(), now),
+            (std::vector<std::string>{"[data] data: [\"t.txt\"] -> [\"t.txt\", \"more.txt\"]",
+                                      "[train] lr: 1e-4 -> 0.5", "[train] optimizer: \"adamw\" -> \"adamw8bit\""}));
 }
 
 TEST(Recipe, ExplainShowsEveryKeyWithDefaultAndBounds) {

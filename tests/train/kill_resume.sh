@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A training run killed with SIGKILL at ten random moments and resumed each time ends in the bytes of one left alone.
-# usage: kill_resume.sh QAT QAT_TRAIN [SEED]
+# usage: kill_resume.sh QAT QAT_TRAIN [SEED [OPTIMIZER]]
 set -euo pipefail
-qat=$1 trainer=$2 RANDOM=${3:-$$}
+qat=$1 trainer=$2 RANDOM=${3:-$$} optimizer=${4:-adamw}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -26,6 +26,7 @@ steps = 60
 batch = 2
 warmup = 5
 lr = 0.001
+optimizer = "$optimizer"
 eval_every = 20
 checkpoint_every = 1
 log_every = 1

@@ -1,0 +1,309 @@
+#include "qat/train/memory.h"
+
+#include <dlfcn.h>
+#include <torch/cuda.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <thread>
+
+#include "format/channel_grid.h"
+#include "format/error.h"
+#include "format/mobile.h"
+#include "qat/progress.h"
+#include "qat/train/ops.h"
+#include "qat/train/optimizer.h"
+#include "qat/train/workers.h"
+
+namespace qat {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int64_t kFloat = 4;            // bytes
+constexpr int64_t kFirstUse = 30 << 20;  // what LibTorch, OpenMP and OpenBLAS take when they are first used, measured
+
+int64_t elements(const TensorInfo& info) {
+  int64_t n = 1;
+  for (const int64_t d : info.shape) n *= d;
+  return n;
+}
+
+// --- Activations: floats per token ---
+
+struct Parts {
+  bool loops = true;      // the CPU's loops, which keep little for the backward pass, or tensor operations
+  bool rounded = false;   // static activations: the rounding keeps its input, the product its output
+  bool cached = false;    // a static KV cache
+  int64_t positions = 0;  // that attention without a fused kernel keeps scores of; 0: none
+};
+
+// What q, k, v, their norms and rotations, attention and its output projection keep.
+int64_t attention_floats(const ModelConfig& c, const LayerConfig& layer, bool owns_kv, const Parts& p) {
+  const int64_t q = c.heads * layer.head_dim, kv = layer.kv_heads * layer.head_dim, extra = p.rounded ? 1 : 0;
+  const int64_t kept_raw = c.qk_norm() || p.rounded ? 1 : 0, normed = c.qk_norm() && p.rounded ? 1 : 0;
+  const int64_t of_norm = p.loops ? 0 : 1;  // tensor operations keep the normalized numbers too
+  int64_t n = c.hidden * (1 + extra);       // what q reads
+  n += q * (kept_raw + normed + 1) + (c.qk_norm() ? q * of_norm + c.heads : 0);
+  if (owns_kv) {
+    n += c.hidden * extra + kv * (kept_raw + normed + 1);
+    n += kv * (c.v_norm() ? 2 + of_norm : 1) + kv * extra;
+    n += p.cached ? 2 * kv : 0;
+  }
+  n += q * (1 + extra) + 2 * c.heads;                                      // attended, and its softmax's sums
+  if (!p.loops) n += 3 * q + c.heads * p.positions;                        // keys and values repeated, scores
+  const int64_t product = (c.sandwich_norms() ? 1 + of_norm : 0) + extra;  // kept where somebody needs it
+  return n + c.hidden * product;
+}
+
+int64_t feed_forward_floats(const ModelConfig& c, const LayerConfig& layer, const Parts& p) {
+  const int64_t extra = p.rounded ? 1 : 0, of_norm = p.loops ? 0 : 1;
+  const int64_t product = (c.sandwich_norms() ? 1 + of_norm : 0) + extra;
+  return c.hidden * (1 + extra) + layer.ffn * (3 + 3 * extra + of_norm) + c.hidden * product;
+}
+
+int64_t layer_floats(const ModelConfig& c, size_t index, const Parts& p) {
+  const LayerConfig& layer = c.layers[index];
+  const bool owns_kv = layer.kv_source == static_cast<int64_t>(index);
+  const int64_t extra = p.rounded ? 1 : 0, of_norm = p.loops ? 0 : 1;
+  int64_t n = attention_floats(c, layer, owns_kv, p) + feed_forward_floats(c, layer, p);
+  n += 2 * c.hidden + (p.loops ? 0 : 2 * c.hidden);  // the residuals that norms read, and their normalized forms
+  if (c.ple > 0) n += c.ple * (3 + 2 * extra + of_norm) + c.hidden * (2 + 2 * extra + of_norm);
+  return n;
+}
+
+// What the backward pass of a layer has at once beyond what the forward pass kept.
+int64_t backward_floats(const ModelConfig& c, const LayerConfig& layer, const Parts& p) {
+  return 3 * layer.ffn * (p.rounded ? 2 : 1) + 3 * c.hidden;
+}
+
+int64_t kept_floats(const ModelConfig& c, bool checkpointing, const Parts& p) {
+  int64_t all = 0, widest = 0, between = 0;
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    const LayerConfig& layer = c.layers[i];
+    const int64_t n = layer_floats(c, i, p), more = backward_floats(c, layer, p);
+    all += n;
+    widest = std::max(widest, n + more);
+    const bool owns_kv = layer.kv_source == static_cast<int64_t>(i);
+    between += c.hidden + (owns_kv ? 2 * layer.kv_heads * layer.head_dim : 0);
+  }
+  const int64_t layers = static_cast<int64_t>(c.layers.size());
+  const int64_t ple = c.ple * layers * (p.loops ? 2 : 3);
+  return ple + 2 * c.hidden + (checkpointing ? between + widest : all + backward_floats(c, c.layers.back(), p));
+}
+
+// --- Weights ---
+
+struct Weights {
+  int64_t trained = 0;                                        // elements that the optimizer moves, scales included
+  int64_t model = 0, optimizer = 0, leaves = 0, largest = 0;  // bytes
+};
+
+Weights weights_of(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& checkpoint) {
+  const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, checkpoint.table(), checkpoint.dtypes());
+  const auto moments = [&](int64_t n) {
+    if (recipe.optimizer != "adamw8bit" || n < kLeastCoded) return 2 * kFloat * n;
+    return 2 * n + 2 * kFloat * ((n + kMomentBlock - 1) / kMomentBlock);
+  };
+  Weights w;
+  for (const TensorInfo& info : checkpoint.table()) {
+    const int64_t n = elements(info), cols = info.shape.back();
+    const DType grid = plan.keep ? DType::F32 : resolved.at(info.name).grid;
+    const int64_t scales = grid == DType::Q4_0    ? n / 32
+                           : code_bits(grid) != 0 ? n / cols * mobile_scales_per_row(checkpoint.config(), info)
+                                                  : 0;
+    w.model += kFloat * (n + (grid == DType::F32 ? 0 : n) + 3 * scales);  // a scale, its sign, as the step uses it
+    if (info.kind == TensorKind::scalar) continue;
+    w.trained += n + scales;
+    w.optimizer += moments(n) + moments(scales) + (recipe.average > 0.0 ? kFloat * (n + scales) : 0);
+    w.leaves += kFloat * n;
+    w.largest = std::max(w.largest, kFloat * n);
+  }
+  return w;
+}
+
+int64_t float_bytes(const FloatCheckpoint& checkpoint) {
+  int64_t n = 0;
+  for (const TensorInfo& info : checkpoint.table()) n += elements(info);
+  return n * kFloat;
+}
+
+int64_t file_bytes(const FloatCheckpoint& checkpoint) {
+  int64_t n = 0;
+  for (const TensorInfo& info : checkpoint.table()) n += static_cast<int64_t>(checkpoint.tensor(info).bytes.size());
+  return n;
+}
+
+// --- Data ---
+
+// A token of text is some letters, the more the larger the vocabulary: 2.3 at 512, 4.5 at 262144.
+double letters_per_token(int64_t vocab) { return std::log2(static_cast<double>(std::max<int64_t>(vocab, 4))) / 4.0; }
+
+int64_t text_bytes(const std::string& entry) {
+  std::error_code ignored;
+  if (!fs::is_directory(entry, ignored)) {
+    const auto size = fs::file_size(entry, ignored);
+    return ignored ? 0 : static_cast<int64_t>(size);
+  }
+  int64_t bytes = 0;
+  for (const auto& file : fs::recursive_directory_iterator(entry, ignored))
+    if (file.is_regular_file(ignored)) bytes += static_cast<int64_t>(file.file_size(ignored));
+  return bytes;
+}
+
+int64_t data_bytes(const Recipe& recipe, int64_t vocab) {
+  double tokens = 0.0;
+  for (const std::string& entry : recipe.data)
+    tokens += entry == "teacher" ? static_cast<double>(recipe.teacher_tokens)
+                                 : static_cast<double>(text_bytes(entry)) / letters_per_token(vocab);
+  return static_cast<int64_t>(tokens * sizeof(int32_t));
+}
+
+// --- What is free ---
+
+int64_t number_in(const std::string& path) {
+  std::ifstream file(path);
+  int64_t value = -1;
+  return file >> value ? value : -1;  // "max": no number
+}
+
+// The number after `key` in lines of "key number".
+int64_t number_after(const std::string& path, const std::string& key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, key.size(), key) == 0) return std::atoll(line.c_str() + key.size());
+  }
+  return -1;
+}
+
+// What one control group leaves: its limit less what cannot be given back. -1: no limit.
+int64_t group_free(const std::string& group, const char* limit_file, const char* usage_file) {
+  const int64_t limit = number_in(group + "/" + limit_file), used = number_in(group + "/" + usage_file);
+  if (limit < 0 || used < 0 || limit > (int64_t{1} << 60)) return -1;
+  const int64_t reclaimable = std::max<int64_t>(0, number_after(group + "/memory.stat", "inactive_file "));
+  return std::max<int64_t>(0, limit - used + reclaimable);
+}
+
+// The least that the process's group and those around it leave; version 2 ("0::/a/b") and version 1 ("4:memory:/a/b").
+int64_t groups_free(int64_t least) {
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const bool unified = line.compare(0, 3, "0::") == 0;
+    const size_t memory = line.find(":memory:");
+    if (!unified && memory == std::string::npos) continue;
+    const std::string root = unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    fs::path group = line.substr(unified ? 3 : memory + 8);
+    for (;; group = group.parent_path()) {
+      const std::string place = root + group.string();
+      const int64_t free = unified ? group_free(place, "memory.max", "memory.current")
+                                   : group_free(place, "memory.limit_in_bytes", "memory.usage_in_bytes");
+      if (free >= 0) least = std::min(least, free);
+      if (group.empty() || group == group.root_path()) break;
+    }
+  }
+  return least;
+}
+
+// The CUDA runtime that LibTorch has loaded, if it has: without its headers, since most machines lack them.
+int64_t cuda_free(torch::Device device) {
+  using SetDevice = int (*)(int);
+  using GetInfo = int (*)(size_t*, size_t*);
+  const auto set = reinterpret_cast<SetDevice>(dlsym(RTLD_DEFAULT, "cudaSetDevice"));
+  const auto info = reinterpret_cast<GetInfo>(dlsym(RTLD_DEFAULT, "cudaMemGetInfo"));
+  size_t free = 0, total = 0;
+  if (set == nullptr || info == nullptr || set(device.has_index() ? device.index() : 0) != 0) return -1;
+  return info(&free, &total) == 0 ? static_cast<int64_t>(free) : -1;
+}
+
+// Of this process, now: before a run that is LibTorch with all that it loads.
+int64_t resident_bytes() { return std::max<int64_t>(0, number_after("/proc/self/status", "VmRSS:")) * 1024; }
+
+std::string bytes(int64_t n) { return bytes_text(static_cast<uint64_t>(std::max<int64_t>(n, 0))); }
+
+}  // namespace
+
+MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model,
+                       const FloatCheckpoint* teacher, int64_t threads, torch::Device device) {
+  const ModelConfig& c = model.config();
+  const Weights weights = weights_of(recipe, plan, model);
+  MemoryNeed need;
+  need.model = weights.model;
+  need.optimizer = weights.optimizer;
+  if (teacher != nullptr) need.teacher = float_bytes(*teacher);
+  if (device.is_cpu()) {
+    need.process = resident_bytes() + kFirstUse;
+    need.data = data_bytes(recipe, c.vocab);
+    need.model += file_bytes(model);
+  }
+  const int64_t workers = workers_for(threads, recipe.batch, weights.trained * kFloat, device);
+  const int64_t tokens = recipe.batch * recipe.sequence, chunk = std::min(recipe.loss_chunk, tokens / workers);
+  Parts parts;
+  parts.loops = device.is_cpu() && uses_cpu_loops(torch::empty({1}));
+  parts.rounded = plan.mobile && plan.activations;
+  parts.cached = plan.mobile && (plan.kv_sliding_bits != 0 || plan.kv_global_bits != 0);
+  parts.positions = parts.loops || kHasFusedAttention ? 0 : recipe.sequence;
+  const int64_t logits = workers * chunk * c.vocab * ((teacher != nullptr ? 2 : 1) + (parts.loops ? 0 : 3));
+  const int64_t head_gradient = 2 * workers * c.vocab * c.hidden;
+  const int64_t round = kFloat * (tokens * (kept_floats(c, recipe.gradient_checkpointing, parts) + 3 * c.hidden) +
+                                  logits + head_gradient);
+  need.activations = round;
+  need.gradients = workers * weights.leaves + weights.largest;
+  return need;
+}
+
+int64_t free_memory(torch::Device device) {
+  if (!device.is_cpu()) return cuda_free(device);
+  const int64_t available = number_after("/proc/meminfo", "MemAvailable:");  // kB
+  const int64_t least = groups_free(available < 0 ? std::numeric_limits<int64_t>::max() : available * 1024);
+  return least == std::numeric_limits<int64_t>::max() ? -1 : least + resident_bytes();
+}
+
+std::string memory_text(const MemoryNeed& need, int64_t free) {
+  std::string text = "needs about " + bytes(need.total()) + " of memory (model " + bytes(need.model) + ", optimizer " +
+                     bytes(need.optimizer) + ", gradients " + bytes(need.gradients) + ", activations " +
+                     bytes(need.activations);
+  if (need.teacher > 0) text += ", teacher " + bytes(need.teacher);
+  if (need.process > 0) text += ", LibTorch and data " + bytes(need.process + need.data);
+  text += ")";
+  return free < 0 ? text : text + "; " + bytes(free) + " are free";
+}
+
+void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe) {
+  if (free < 0 || need.total() <= free) return;
+  std::string advice;
+  const auto add = [&](const std::string& text) { advice += (advice.empty() ? "" : ", ") + text; };
+  if (recipe.batch > 1) add("a smaller batch with a larger accumulate");
+  if (!recipe.gradient_checkpointing) add("gradient_checkpointing = true");
+  if (recipe.loss_chunk > 256) add("a smaller loss_chunk");
+  if (recipe.optimizer == "adamw") add("optimizer = \"adamw8bit\"");
+  if (recipe.sequence > 256) add("a shorter sequence");
+  fail("this run ", memory_text(need, free), (advice.empty() ? "" : ": try ") + advice);
+}
+
+void announce_memory(const Recipe& recipe, const Plan& plan) {
+  const torch::Device device(recipe.device);
+  const FloatCheckpoint model(recipe.model);
+  const bool taught = recipe.kl > 0.0, other = taught && !recipe.teacher.empty() && recipe.teacher != recipe.model;
+  std::unique_ptr<FloatCheckpoint> teacher;
+  if (other) teacher = std::make_unique<FloatCheckpoint>(recipe.teacher);
+  const int64_t threads =
+      recipe.threads > 0 ? recipe.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
+  const MemoryNeed need = memory_need(recipe, plan, model,
+                                      other    ? teacher.get()
+                                      : taught ? &model
+                                               : nullptr,
+                                      threads, device);
+  const int64_t free = free_memory(device);
+  check_memory(need, free, recipe);
+  std::fprintf(stderr, "%s\n", memory_text(need, free).c_str());
+}
+
+std::string time_text(int64_t steps, int64_t done, double seconds) {
+  return "about " + duration_text(seconds / static_cast<double>(done) * static_cast<double>(steps)) + " for " +
+         std::to_string(steps) + " steps";
+}
+
+}  // namespace qat

@@ -1,0 +1,125 @@
+// The memory that a run says it needs, beside what it is measured to take; and the refusal.
+#include "qat/train/memory.h"
+
+#include <gmock/gmock.h>
+
+#include <cstdio>
+
+#include "tests/train/trainer_fixture.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define QAT_SANITIZED true
+#else
+#define QAT_SANITIZED false
+#endif
+
+namespace qat {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+class Memory : public Trainer {
+ protected:
+  // Half a gigabyte of activations: what a wrong count would not hide behind LibTorch's own memory.
+  Recipe large(const std::string& out) const {
+    Recipe r = recipe(out);
+    r.sequence = 256;
+    r.batch = 64;
+    r.accumulate = 1;
+    r.steps = 2;
+    r.eval_sequences = 1;
+    r.loss_chunk = 256;
+    r.checkpoint_every = 0;
+    r.threads = 2;
+    return r;
+  }
+  MemoryNeed need_of(const Recipe& r) const {
+    const FloatCheckpoint model(r.model);
+    return memory_need(r, plan_from_name(r.plan), model, &model, r.threads, torch::kCPU);
+  }
+  // What qat-train measured of itself. The shell between the two keeps this process's own peak out of its figure.
+  static double measured_mb(const Recipe& r) {
+    fs::create_directories(r.out);
+    write_file(r.out + "/recipe.toml", recipe_to_toml(r));
+    const std::string command = std::string(QAT_TRAIN_PROGRAM) + " --recipe " + r.out + "/recipe.toml 2>&1; true";
+    FILE* pipe = popen(command.c_str(), "r");
+    std::string output;
+    for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) output += static_cast<char>(c);
+    pclose(pipe);
+    const size_t at = output.find("peak memory ");
+    double value = 0.0;
+    char unit = ' ';
+    if (at == std::string::npos || std::sscanf(output.c_str() + at, "peak memory %lf %cB", &value, &unit) != 2)
+      ADD_FAILURE() << "no peak in: " << output;
+    return unit == 'G' ? value * 1000 : value;
+  }
+};
+
+TEST_F(Memory, IsWithin15PercentOfWhatARunTakes) {
+  if (QAT_SANITIZED) GTEST_SKIP() << "sanitizers have memory of their own";
+  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile");
+  checkpointed.gradient_checkpointing = true;
+  mobile.plan = "mobile";
+  mobile.batch = 32;
+  mobile.activations_after = 0.0;
+  for (const Recipe& r : {plain, checkpointed, mobile}) {
+    const double need = static_cast<double>(need_of(r).total()) / 1e6, measured = measured_mb(r);
+    EXPECT_NEAR(need, measured, 0.15 * measured) << r.out;
+  }
+}
+
+TEST_F(Memory, GrowsWithWhatTakesIt) {
+  const Recipe plain = large("run");
+  const MemoryNeed base = need_of(plain);
+  const auto change = [&](auto f) {
+    Recipe r = plain;
+    f(r);
+    return need_of(r);
+  };
+  EXPECT_NEAR(
+      static_cast<double>(change([](Recipe& r) { r.batch *= 2; }).activations) / static_cast<double>(base.activations),
+      2.0, 0.05);
+  EXPECT_LT(change([](Recipe& r) { r.gradient_checkpointing = true; }).activations, base.activations / 2);
+  EXPECT_LT(change([](Recipe& r) { r.optimizer = "adamw8bit"; }).optimizer, base.optimizer / 2);
+  EXPECT_GT(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
+  EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
+  EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales
+}
+
+TEST_F(Memory, TooLittleIsRefusedWithTheFigureAndWhatHelps) {
+  Recipe r = recipe("run");
+  r.batch = 1 << 24;
+  EXPECT_THAT(error_of(r), AllOf(HasSubstr("this run needs about "), HasSubstr(" TB of memory (model "),
+                                 HasSubstr(" are free: try a smaller batch with a larger accumulate, "),
+                                 HasSubstr("gradient_checkpointing = true"), HasSubstr("\"adamw8bit\"")));
+  EXPECT_FALSE(fs::exists(r.out));
+  MemoryNeed need;
+  need.model = 1000;
+  EXPECT_NO_THROW(check_memory(need, 1000, r));
+  EXPECT_NO_THROW(check_memory(need, -1, r));  // unknown
+  EXPECT_THROW(check_memory(need, 999, r), Error);
+}
+
+TEST(MemoryText, NamesTheParts) {
+  MemoryNeed need;
+  need.model = 200000000;
+  need.optimizer = 400000000;
+  EXPECT_EQ(memory_text(need, -1),
+            "needs about 600 MB of memory (model 200 MB, optimizer 400 MB, gradients 0 B, "
+            "activations 0 B)");
+  need.teacher = 100000000;
+  EXPECT_THAT(memory_text(need, 22000000000), AllOf(HasSubstr(", teacher 100 MB)"), HasSubstr("; 22.0 GB are free")));
+}
+
+TEST(FreeMemory, IsSomeOfTheMachines) {
+  const int64_t free = free_memory(torch::kCPU);
+  EXPECT_GT(free, 50 << 20);
+  EXPECT_LT(free, int64_t{1} << 46);
+}
+
+TEST(TimeText, IsForAllSteps) { EXPECT_EQ(time_text(400, 3, 1.875), "about 4 min 10 s for 400 steps"); }
+
+}  // namespace
+}  // namespace qat
