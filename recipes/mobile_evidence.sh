@@ -3,8 +3,9 @@
 # measured by the engine on the directories in the schema, as they would be shipped (first 200 kB of the evaluation text, context 512).
 # usage: recipes/mobile_evidence.sh MODEL_DIR RECIPE.toml EVAL_TEXT TRAIN_TEXT OUT_DIR
 #   e.g. recipes/mobile_evidence.sh gemma4-micro recipes/gemma4-micro-mobile.toml prose_eval.txt prose_train.txt runs/gemma4-micro-mobile
+# SEED (default 1), THREADS (0: all), DEVICE (cpu); TEACHER=no: train on TRAIN_TEXT alone.
 set -euo pipefail
-[ $# = 5 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+[ $# = 5 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 model=$1 recipe=$2 eval_text=$3 train_text=$4 out=$5
 here=$(cd "$(dirname "$0")/.." && pwd)
 qat=${QAT_BUILD:-$here/build}/qat
@@ -38,7 +39,10 @@ done
 
 echo "== QAT ($recipe)" >&2
 started=$(date +%s)
-"$qat" train "$recipe" --model "$model" --data teacher --data "$train_text" --set eval_text="$eval_text" --out "$out/qat"
+data=(--data "$train_text")
+[ "${TEACHER:-yes}" = no ] || data=(--data teacher "${data[@]}")
+"$qat" train "$recipe" --model "$model" "${data[@]}" --set eval_text="$eval_text" --set seed="${SEED:-1}" --threads "${THREADS:-0}" \
+  --device "${DEVICE:-cpu}" --out "$out/qat"
 echo "training, samples included: $(($(date +%s) - started)) s" | tee "$out/time.txt" >&2
 evaluate "$out/qat/quantized" qat
 

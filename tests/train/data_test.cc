@@ -100,6 +100,33 @@ TEST_F(Data, LaterEpochsCutTheTextElsewhere) {
   EXPECT_GT(moved, rows);
 }
 
+TEST_F(Data, TextsRepeatUntilTheyHaveTheirShare) {
+  std::vector<int32_t> samples(16 * 50, 7);
+  write_samples(samples, 16);
+  recipe_.data = {"teacher", text("a.txt", tiny_text(40)), text("b.txt", tiny_text(23))};
+  recipe_.eval_text = text("eval.txt", tiny_text(10));
+  const TrainingData plain = load_training_data(recipe_, config_);
+  ASSERT_EQ(plain.texts.size(), 2u);
+  const int64_t rows = plain.train.count() - 50;
+  recipe_.text_share = 0.8;
+  const TrainingData data = load_training_data(recipe_, config_);
+  EXPECT_GE(data.train.count() - 50, 200);
+  EXPECT_LT(data.train.count() - 50, 200 + rows);
+  // Copies hold the rows of their text, and are seen cut elsewhere from the first epoch on.
+  ASSERT_GT(data.texts.size(), 2u);
+  const TextRows &text = data.texts[0], &copy = data.texts[2];
+  EXPECT_EQ(copy.copy, 1);
+  ASSERT_EQ(copy.count, text.count);
+  EXPECT_TRUE(std::equal(data.train.row(text.first), data.train.row(text.first + text.count), data.train.row(copy.first)));
+  std::vector<int32_t> first(16), again(16);
+  copy_sequence(data, text.first, 0, 7, true, first.data());
+  copy_sequence(data, copy.first, 0, 7, true, again.data());
+  EXPECT_TRUE(std::equal(first.begin(), first.end(), data.train.row(text.first)));
+  EXPECT_NE(first, again);
+  recipe_.data = {"teacher"};  // no text: nothing to repeat
+  EXPECT_EQ(load_training_data(recipe_, config_).train.count(), 50);
+}
+
 TEST_F(Data, HoldsOutTheLastHundredth) {
   recipe_.data = {text("a.txt", std::string(15 * 250, 'x') + std::string(15 * 50, 'y'))};
   const TrainingData data = load_training_data(recipe_, config_);
