@@ -11,9 +11,10 @@ namespace qat {
 
 struct Recipe {
   // [model]
-  std::string model;    // HF directory to fine-tune
-  std::string teacher;  // HF directory of the float teacher; empty: the model itself, frozen (only read when kl > 0)
-  std::string out;      // output directory
+  std::string model;  // HF directory to fine-tune
+  std::string
+      teacher;      // HF directory of the float teacher; empty: the model itself, frozen (only read when distills())
+  std::string out;  // output directory
   // [quantization]
   std::string plan = "q4_0";       // "none" = plain float training
   std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
@@ -46,9 +47,13 @@ struct Recipe {
   double relative_lr = 0.0;  // of weights on Q4_0, in units of their block's scale; 0: lr
   int64_t warmup = 50;       // steps
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
-  double clip = 1.0;          // global gradient norm, 0 = off
-  double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy
-  double temperature = 1.0;   // of the KL
+  double clip = 1.0;  // global gradient norm, 0 = off
+  // The loss: a weighted sum (qat/train/losses.h).
+  double kl = 1.0, reverse_kl = 0.0, jsd = 0.0, ce = 0.0;
+  double jsd_beta = 0.5;       // the teacher's share in the mean distribution
+  double temperature = 1.0;    // of the divergences
+  bool teacher_cache = false;  // the teacher's top k are computed once, into OUT/teacher_top_k.safetensors
+  int64_t teacher_top_k = 0;   // teacher logits that the divergences know by name, the rest as one tail; 0: all
   bool gradient_checkpointing = false;
   int64_t loss_chunk = 256;  // tokens whose logits exist at once
   uint64_t seed = 1;
@@ -57,6 +62,9 @@ struct Recipe {
   int64_t threads = 0;         // 0: all processors
   std::string device = "cpu";  // "cpu", "cuda", "cuda:1"
 };
+
+// Whether the loss has a part that needs a teacher.
+inline bool distills(const Recipe& r) { return r.kl > 0.0 || r.reverse_kl > 0.0 || r.jsd > 0.0; }
 
 // Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible
 // value.

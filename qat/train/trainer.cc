@@ -19,6 +19,7 @@
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
 #include "qat/train/run_state.h"
+#include "qat/train/teacher_cache.h"
 #include "qat/train/workers.h"
 
 namespace qat {
@@ -115,6 +116,7 @@ class Run {
 
  private:
   void resume();
+  void open_cache();  // of the teacher's logits, when the recipe has one
   void initialize();  // codes and scales of a run that begins
   // Turns on what the plan has from this step on: static activations, frozen codes.
   void begin_stages(int64_t step);
@@ -150,6 +152,7 @@ class Run {
   Model model_;
   std::unique_ptr<Model> teacher_;
   ForwardWeights teacher_weights_;
+  std::unique_ptr<TeacherCache> cache_;  // then training asks it, and only evaluations run the teacher
   TrainingData data_;
   DataOrder order_;
   Positions positions_;
@@ -210,19 +213,35 @@ Run::Run(const TrainRequest& request)
                  parameter_rules(model_, recipe_)) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
-  if (recipe_.kl > 0.0) {
+  if (distills(recipe_)) {
     const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
     teacher_ = std::make_unique<Model>(checkpoint, device_);
     if (teacher_->config().vocab != model_.config().vocab)
       fail(checkpoint.directory(), ": teacher: expected the model's vocabulary of ", model_.config().vocab, ", found ",
            teacher_->config().vocab);
+    if (recipe_.teacher_top_k > model_.config().vocab)
+      fail("recipe: [train] teacher_top_k: expected at most the vocabulary of ", model_.config().vocab, ", found ",
+           recipe_.teacher_top_k);
     teacher_weights_ = teacher_->forward_weights();
   }
   int64_t gradient_bytes = 0;
   for (const torch::Tensor& t : trained_) gradient_bytes += t.numel() * static_cast<int64_t>(sizeof(float));
   workers_ = workers_for(info_.threads, recipe_.batch, gradient_bytes, device_);
   resume();
+  open_cache();
   if (info_.step == 0) initialize();
+}
+
+void Run::open_cache() {
+  if (!recipe_.teacher_cache) return;
+  const auto pass = [&](const std::vector<int64_t>& rows) {
+    const torch::NoGradGuard no_grad;
+    const Batch batch = make_batch(data_.train, rows, device_);
+    return teacher_top_k(run_model(*teacher_, teacher_weights_, batch.ids, {}), recipe_.teacher_top_k,
+                         recipe_.temperature, recipe_.loss_chunk);
+  };
+  cache_ = std::make_unique<TeacherCache>(
+      open_teacher_cache(recipe_.out, teacher_cache_key(recipe_, *teacher_, data_.train), recipe_.batch, pass));
 }
 
 void Run::initialize() {
@@ -317,12 +336,14 @@ StepReport Run::train_sequences(const std::vector<int64_t>& rows, const ForwardW
                                 const ForwardOptions& forward, const LossOptions& loss) const {
   const Batch batch = make_batch(data_.train, rows, device_);
   HeadInput teacher;
-  if (teacher_ != nullptr) {
+  if (teacher_ != nullptr && cache_ == nullptr) {
     const torch::NoGradGuard no_grad;
     teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
   }
   const HeadInput student = run_model(model_, weights, batch.ids, forward);
-  const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
+  const Losses losses = cache_ != nullptr
+                            ? head_losses(student, cache_->read(rows, device_), batch.targets, loss)
+                            : head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
   const double share = static_cast<double>(rows.size()) / static_cast<double>(recipe_.batch * recipe_.accumulate);
   (losses.total * share).backward();
   StepReport report;
@@ -333,7 +354,7 @@ StepReport Run::train_sequences(const std::vector<int64_t>& rows, const ForwardW
 }
 
 StepReport Run::train_step(int64_t step) {
-  const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
+  const LossOptions loss = loss_options(recipe_);
   ForwardOptions forward;
   forward.gradient_checkpointing = recipe_.gradient_checkpointing;
   int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;
