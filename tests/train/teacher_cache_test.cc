@@ -157,10 +157,13 @@ TEST_F(CachedTrainer, TrainsAsWithTheTeacherBeside) {
   EXPECT_FALSE(fs::exists(cache_of(without)));
   const std::vector<Json> a = metrics(with), b = metrics(without);
   ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    const char* key = a[i].contains("loss") ? "loss" : "eval_kl";
-    EXPECT_NEAR(a[i][key].get<double>(), b[i][key].get<double>(), 0.01 * b[i][key].get<double>()) << a[i].dump();
-  }
+  // The first step sees the same weights, and nothing but the float16 of the cache between the two. From then on a code
+  // that lands on the other side of its edge takes the runs apart.
+  EXPECT_EQ(a[1]["step"], 1);
+  for (const char* key : {"loss", "kl", "grad_norm"})
+    EXPECT_NEAR(a[1][key].get<double>(), b[1][key].get<double>(), 2e-3 * b[1][key].get<double>()) << key;
+  EXPECT_NEAR(a.back()["eval_kl"].get<double>(), b.back()["eval_kl"].get<double>(),
+              0.1 * b.back()["eval_kl"].get<double>());
   // Evaluations are against all of the teacher's logits.
   EXPECT_EQ(a.front()["eval_kl"], b.front()["eval_kl"]);
 }
