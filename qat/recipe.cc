@@ -95,7 +95,7 @@ const std::vector<Key>& keys() {
        "time, until they have it; 0: each as long as it is"},
       {"data", "sequence", &Recipe::sequence, {2, 1 << 24}, fixed, "tokens per sequence"},
       {"data", "shift", &Recipe::shift, {}, fixed,
-       "after the first epoch, sequences of a text begin elsewhere in it, each epoch at another place"},
+       "after the first epoch, sequences of a text begin elsewhere in it, each epoch at another place; not with teacher_cache"},
       {"data", "eval_text", &Recipe::eval_text, {}, fixed,
        "text file for evaluation during training; empty: the last 1 % of the data"},
       {"data", "eval_sequences", &Recipe::eval_sequences, {1, kMaxCount}, may_change,
@@ -120,9 +120,19 @@ const std::vector<Key>& keys() {
        "decay of a running mean of weights and scales, which is what is evaluated, frozen and written; 0: none"},
       {"train", "clip", &Recipe::clip, {0, kMost}, fixed, "largest global gradient norm; 0: no clipping"},
       {"train", "kl", &Recipe::kl, {0, kMost}, fixed, "weight of the forward KL divergence to the teacher"},
+      {"train", "reverse_kl", &Recipe::reverse_kl, {0, kMost}, fixed,
+       "weight of the reverse KL divergence, student to teacher; beside kl: a mix of the two"},
+      {"train", "jsd", &Recipe::jsd, {0, kMost}, fixed,
+       "weight of the generalized Jensen-Shannon divergence: jsd_beta KL(teacher, m) + (1 - jsd_beta) KL(student, m)"},
+      {"train", "jsd_beta", &Recipe::jsd_beta, {0.01, 0.99}, fixed,
+       "of jsd: the teacher's share in the distribution m between teacher and student; 0.5 is the usual one"},
       {"train", "ce", &Recipe::ce, {0, kMost}, fixed, "weight of the cross-entropy with the text"},
       {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed,
-       "temperature of both distributions in the KL"},
+       "temperature of both distributions in kl, reverse_kl and jsd"},
+      {"train", "teacher_top_k", &Recipe::teacher_top_k, {0, kMaxCount}, fixed,
+       "the divergences see the teacher's k largest logits and all others as one tail; 0: every logit"},
+      {"train", "teacher_cache", &Recipe::teacher_cache, {}, fixed,
+       "the teacher runs once, before training, and its teacher_top_k logits per token are read from a file in out"},
       {"train", "gradient_checkpointing", &Recipe::gradient_checkpointing, {}, may_change,
        "recompute layers in the backward pass: less memory, a third more time"},
       {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change,
@@ -357,7 +367,15 @@ void check_type_name(const Recipe& r, const char* key, const std::string& name) 
 }
 
 void check_losses(const Recipe& r) {
-  if (r.kl == 0.0 && r.ce == 0.0) fail("recipe: [train] kl and ce are both 0: there is no loss to train on");
+  if (!distills(r) && r.ce == 0.0)
+    fail("recipe: [train] kl, reverse_kl, jsd and ce are all 0: there is no loss to train on");
+  if (!distills(r) && (r.teacher_top_k > 0 || r.teacher_cache))
+    fail("recipe: [train] ", r.teacher_cache ? "teacher_cache" : "teacher_top_k",
+         ": kl, reverse_kl and jsd are all 0: there is no teacher");
+  if (r.teacher_cache && r.teacher_top_k == 0)
+    fail(
+        "recipe: [train] teacher_cache: expected teacher_top_k of at least 1 (64, say), found 0: all logits of every "
+        "token are too many to keep");
   const bool own_teacher = r.teacher.empty() || r.teacher == r.model;
   if (r.plan == "none" && r.ce == 0.0 && own_teacher) {
     fail(

@@ -11,9 +11,10 @@ namespace qat {
 
 struct Recipe {
   // [model]
-  std::string model;    // HF directory to fine-tune
-  std::string teacher;  // HF directory of the float teacher; empty: the model itself, frozen (only read when kl > 0)
-  std::string out;      // output directory
+  std::string model;  // HF directory to fine-tune
+  std::string
+      teacher;      // HF directory of the float teacher; empty: the model itself, frozen (only read when distills())
+  std::string out;  // output directory
   // [quantization]
   std::string plan = "q4_0";       // "none" = plain float training
   std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
@@ -35,11 +36,11 @@ struct Recipe {
   std::vector<std::string>
       data;  // text files, directories of text files, or "teacher" (the float model writes its own)
   int64_t teacher_tokens = 1000000;  // how much "teacher" writes
-  double text_share = 0.0;           // of the sequences, beside "teacher"'s; texts repeat until they have it; 0: as given
-  int64_t sequence = 256;            // tokens per sequence
-  bool shift = true;                 // after the first epoch, sequences of a text begin elsewhere in it
-  std::string eval_text;             // text file for evaluation during training; empty: the last 1 % of the data
-  int64_t eval_sequences = 64;       // sequences of it that each evaluation uses
+  double text_share = 0.0;      // of the sequences, beside "teacher"'s; texts repeat until they have it; 0: as given
+  int64_t sequence = 256;       // tokens per sequence
+  bool shift = true;            // after the first epoch, sequences of a text begin elsewhere in it
+  std::string eval_text;        // text file for evaluation during training; empty: the last 1 % of the data
+  int64_t eval_sequences = 64;  // sequences of it that each evaluation uses
   // [train]
   int64_t steps = 1000;
   int64_t batch = 8;       // sequences per step and accumulation round
@@ -51,9 +52,13 @@ struct Recipe {
   std::string optimizer = "adamw";  // "adamw", "adamw8bit"
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
   double average = 0.0;  // decay of the running mean of weights and scales that is evaluated and written; 0: none
-  double clip = 1.0;          // global gradient norm, 0 = off
-  double kl = 1.0, ce = 0.0;  // weights of forward KL to the teacher and of cross-entropy
-  double temperature = 1.0;   // of the KL
+  double clip = 1.0;     // global gradient norm, 0 = off
+  // The loss: a weighted sum (qat/train/losses.h).
+  double kl = 1.0, reverse_kl = 0.0, jsd = 0.0, ce = 0.0;
+  double jsd_beta = 0.5;       // the teacher's share in the mean distribution
+  double temperature = 1.0;    // of the divergences
+  bool teacher_cache = false;  // the teacher's top k are computed once, into OUT/teacher_top_k.safetensors
+  int64_t teacher_top_k = 0;   // teacher logits that the divergences know by name, the rest as one tail; 0: all
   bool gradient_checkpointing = false;
   int64_t loss_chunk = 256;  // tokens whose logits exist at once
   uint64_t seed = 1;
@@ -63,6 +68,9 @@ struct Recipe {
   std::string device = "cpu";  // "cpu", "cuda", "cuda:1"
   bool tf32 = false;           // on CUDA: matrix products in TF32
 };
+
+// Whether the loss has a part that needs a teacher.
+inline bool distills(const Recipe& r) { return r.kl > 0.0 || r.reverse_kl > 0.0 || r.jsd > 0.0; }
 
 // Parses TOML text or file. Throws Error: syntax (with line), unknown key (with the nearest), wrong type, impossible
 // value.

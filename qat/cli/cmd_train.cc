@@ -94,7 +94,7 @@ void check_startable(const Recipe& recipe) {
 // What the trainer would find out only after the teacher has written its data.
 void check_inputs(const Recipe& recipe) {
   const FloatCheckpoint model(recipe.model);
-  if (!recipe.teacher.empty() && recipe.kl > 0) const FloatCheckpoint teacher(recipe.teacher);
+  if (!recipe.teacher.empty() && distills(recipe)) const FloatCheckpoint teacher(recipe.teacher);
   std::vector<std::string> texts = recipe.data;
   if (!recipe.eval_text.empty()) texts.push_back(recipe.eval_text);
   for (const std::string& text : texts) {

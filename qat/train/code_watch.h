@@ -1,6 +1,6 @@
-// How many codes training moves, and how many swing: a weight that sits at the edge of its cell and changes its code there
-// and back (oscillation, Nagel et al., arXiv 2203.11086). Looked at in a sample of each tensor, whenever observe() is
-// called.
+// How many codes training moves, and how many swing: a weight that sits at the edge of its cell and changes its code
+// there and back (oscillation, Nagel et al., arXiv 2203.11086). Looked at in a sample of each tensor, whenever
+// observe() is called.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace qat {
 
 class CodeWatch {
  public:
-  // Watches the tensors on grids of learned scales, up to kSample runs of weights with one scale of each, spread evenly.
+  // Watches the tensors on grids of learned scales, up to kSample runs of weights with one scale of each, spread
+  // evenly.
   explicit CodeWatch(const Model& model);
   static constexpr int64_t kSample = 256;
 
@@ -31,9 +32,9 @@ class CodeWatch {
 
  private:
   struct Watched {
-    size_t parameter = 0;                 // index in Model::parameters()
-    torch::Tensor runs;                   // (n) int64: the runs of the sample
-    torch::Tensor first, last, direction; // (n, length) float32 on the CPU: codes, and the sign of the last change
+    size_t parameter = 0;                  // index in Model::parameters()
+    torch::Tensor runs;                    // (n) int64: the runs of the sample
+    torch::Tensor first, last, direction;  // (n, length) float32 on the CPU: codes, and the sign of the last change
   };
   std::vector<Watched> watched_;
 };

@@ -26,16 +26,29 @@ void cpu_gated_backward(const float* gate, const float* up, const float* dout, b
 void cpu_rotate(const float* x, const float* cos, const float* sin, int64_t heads, int64_t half, bool inverse,
                 float* out);
 
-// One token's logits, `vocab` numbers before the softcap (0: none). teacher, gradient: nullptr when not wanted.
+// One token's logits, `vocab` numbers before the softcap (0: none). The terms are those of losses.h at temperature 1.
 struct TokenLosses {
   float softcap = 0.0f;
-  float kl_weight = 0.0f, ce_weight = 0.0f;  // of the two terms, in the gradient
-  int64_t target = -1;                       // negative: none
+  float kl_weight = 0.0f, ce_weight = 0.0f;           // in the gradient
+  int64_t target = -1;                                // negative: none
+  float reverse_kl_weight = 0.0f, jsd_weight = 0.0f;  // likewise; 0: the term is not computed either
+  float jsd_beta = 0.5f;                              // the teacher's share in the mean distribution
 };
 struct TokenLoss {
-  double kl = 0.0, cross_entropy = 0.0;  // nats, unweighted
+  double kl = 0.0, cross_entropy = 0.0, reverse_kl = 0.0, jsd = 0.0;  // nats, unweighted
 };
-// student and teacher are overwritten; with `gradient`, student with d(loss)/d(student before the softcap).
+// student and teacher are overwritten; with `gradient`, student with d(loss)/d(student before the softcap). teacher:
+// nullptr when there is none.
 TokenLoss cpu_token_losses(const TokenLosses& options, float* student, float* teacher, int64_t vocab, bool gradient);
+
+// The teacher's largest probabilities, and the mass of all others (as in losses.h, TopK).
+struct TokenTopK {
+  const int64_t* ids = nullptr;  // (count), each below vocab
+  const float* log_p = nullptr;  // (count)
+  int64_t count = 0;             // 1 to vocab
+  float log_tail = 0.0f;
+};
+TokenLoss cpu_token_losses(const TokenLosses& options, const TokenTopK& teacher, float* student, int64_t vocab,
+                           bool gradient);
 
 }  // namespace qat

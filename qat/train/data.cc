@@ -130,9 +130,9 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
   TrainingData data;
   for (const std::string& entry : recipe.data) {
     const bool samples = entry == "teacher";
-    const Sequences part = samples ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence,
-                                                  config.vocab)
-                                   : pack(entry);
+    const Sequences part =
+        samples ? read_samples(recipe.out + "/teacher_samples.safetensors", recipe.sequence, config.vocab)
+                : pack(entry);
     if (!samples) data.texts.push_back({all.count(), part.count(), tokenizer->add_bos(), 0});
     all.tokens.insert(all.tokens.end(), part.tokens.begin(), part.tokens.end());
   }
@@ -159,9 +159,8 @@ TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config)
 
 void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint64_t seed, bool shift, int32_t* out) {
   const int64_t length = data.train.length;
-  const auto text = std::find_if(data.texts.begin(), data.texts.end(), [&](const TextRows& t) {
-    return index >= t.first && index < t.first + t.count;
-  });
+  const auto text = std::find_if(data.texts.begin(), data.texts.end(),
+                                 [&](const TextRows& t) { return index >= t.first && index < t.first + t.count; });
   if (!shift || text == data.texts.end() || (epoch == 0 && text->copy == 0)) {
     std::copy_n(data.train.row(index), length, out);
     return;
@@ -169,7 +168,8 @@ void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint6
   const int64_t bos = text->bos ? 1 : 0, payload = length - bos;
   if (text->bos) *out++ = data.train.row(text->first)[0];
   // All rows of a text move by the same distance, so that an epoch still sees nearly all of it once.
-  const uint64_t key = mixed(seed + 0x9e3779b97f4a7c15u * static_cast<uint64_t>(epoch)) + static_cast<uint64_t>(text->first);
+  const uint64_t key =
+      mixed(seed + 0x9e3779b97f4a7c15u * static_cast<uint64_t>(epoch)) + static_cast<uint64_t>(text->first);
   const auto distance = static_cast<int64_t>(mixed(key) % static_cast<uint64_t>(payload));
   int64_t at = ((index - text->first) * payload + distance) % ((text->count - 1) * payload + 1);
   for (int64_t left = payload; left > 0;) {

@@ -27,8 +27,8 @@ struct TextRows {
 struct TrainingData {
   Sequences train;
   std::vector<TextRows> texts;  // of train; other rows (the teacher's samples) stand alone
-  Sequences eval;     // held out; recipe.eval_sequences at most, spread evenly over what there is
-  uint64_t hash = 0;  // of both, so that a resumed run can tell that its data is the same
+  Sequences eval;               // held out; recipe.eval_sequences at most, spread evenly over what there is
+  uint64_t hash = 0;            // of both, so that a resumed run can tell that its data is the same
 };
 
 // Sequence `index` of train as it is seen in an epoch (counted from 0), train.length tokens. The first time, row
@@ -38,8 +38,9 @@ void copy_sequence(const TrainingData& data, int64_t index, int64_t epoch, uint6
 
 // Reads recipe.data in order. Text is tokenized by the tokenizer of recipe.model and packed: each sequence is BOS,
 // where the tokenizer adds one, and the next tokens of the text. "teacher" is OUT/teacher_samples.safetensors
-// (input_ids, whole sequences). text_share: texts are repeated until they have it. Without eval_text the last 1 % of the sequences, at least one, are held out. Throws
-// Error: no text, text shorter than one sequence, ids outside the vocabulary, samples of another length.
+// (input_ids, whole sequences). text_share: texts are repeated until they have it. Without eval_text the last 1 % of
+// the sequences, at least one, are held out. Throws Error: no text, text shorter than one sequence, ids outside the
+// vocabulary, samples of another length.
 TrainingData load_training_data(const Recipe& recipe, const ModelConfig& config);
 
 // Which sequence comes when: a permutation of [0, count) per epoch, drawn from (seed, epoch) alone, so that a position

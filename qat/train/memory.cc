@@ -286,7 +286,7 @@ void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe) {
 void announce_memory(const Recipe& recipe, const Plan& plan) {
   const torch::Device device(recipe.device);
   const FloatCheckpoint model(recipe.model);
-  const bool taught = recipe.kl > 0.0, other = taught && !recipe.teacher.empty() && recipe.teacher != recipe.model;
+  const bool taught = distills(recipe), other = taught && !recipe.teacher.empty() && recipe.teacher != recipe.model;
   std::unique_ptr<FloatCheckpoint> teacher;
   if (other) teacher = std::make_unique<FloatCheckpoint>(recipe.teacher);
   const int64_t threads =

@@ -1,10 +1,10 @@
 // The checkpoints of a run: one file each, OUT/checkpoints/step-00000100.safetensors, written whole or not at all.
 //
 // Per trained tensor T: T (float32 master), adam_mean.T, adam_square.T, both float32 or 8-bit codes, those with
-// adam_mean_scale.T, adam_square_scale.T; with a running mean average.T; per tensor on Q4_0 T.scale_sign; what CodeWatch
-// keeps. The header's metadata holds the step, the recipe, a hash of the data and the thread count. The order of the
-// data and the learning
-// rate follow from the step, and nothing in a training step draws random numbers, so that is all the state there is.
+// adam_mean_scale.T, adam_square_scale.T; with a running mean average.T; per tensor on Q4_0 T.scale_sign; what
+// CodeWatch keeps. The header's metadata holds the step, the recipe, a hash of the data and the thread count. The order
+// of the data and the learning rate follow from the step, and nothing in a training step draws random numbers, so that
+// is all the state there is.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, 
 // `notices`.
 std::string newest_checkpoint(const std::string& out, std::vector<std::string>* notices = nullptr);
 RunInfo read_run_info(const std::string& path);
-// Fills the masters, the optimizer's state, the averages and what is watched. Throws Error: tensor missing or of another shape.
+// Fills the masters, the optimizer's state, the averages and what is watched. Throws Error: tensor missing or of
+// another shape.
 void load_run(const std::string& path, Model& model, AdamW& optimizer, Averages& averages, const CodeWatch& watch);
 
 }  // namespace qat

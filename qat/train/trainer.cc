@@ -22,6 +22,7 @@
 #include "qat/train/metrics.h"
 #include "qat/train/results.h"
 #include "qat/train/run_state.h"
+#include "qat/train/teacher_cache.h"
 #include "qat/train/workers.h"
 
 namespace qat {
@@ -73,8 +74,9 @@ Plan plan_of(const Recipe& recipe) {
 // --- A batch ---
 
 struct Batch {
-  torch::Tensor ids;      // (sequences, length) int64
-  torch::Tensor targets;  // (sequences * length): the next token, -1 for the last of a sequence
+  torch::Tensor ids;          // (sequences, length) int64
+  torch::Tensor targets;      // (sequences * length): the next token, -1 for the last of a sequence
+  std::vector<int64_t> rows;  // of training sequences: their places in the data
 };
 
 // tokens: whole sequences, one after the other.
@@ -84,7 +86,7 @@ Batch make_batch(const std::vector<int32_t>& tokens, int64_t length, torch::Devi
   std::copy(tokens.begin(), tokens.end(), ids.data_ptr<int64_t>());
   const torch::Tensor none = torch::full({count, 1}, -1, torch::kInt64);
   const torch::Tensor targets = torch::cat({ids.narrow(1, 1, length - 1), none}, 1).reshape(-1);
-  return {ids.to(device), targets.to(device)};
+  return {ids.to(device), targets.to(device), {}};
 }
 
 struct StepReport {
@@ -117,6 +119,7 @@ class Run {
 
  private:
   void resume();
+  void open_cache();  // of the teacher's logits, when the recipe has one
   void initialize();  // codes and scales of a run that begins
   // Turns on what the plan has from this step on: static activations, frozen codes.
   void begin_stages(int64_t step);
@@ -155,6 +158,7 @@ class Run {
   Model model_;
   std::unique_ptr<Model> teacher_;
   ForwardWeights teacher_weights_;
+  std::unique_ptr<TeacherCache> cache_;  // then training asks it, and only evaluations run the teacher
   TrainingData data_;
   DataOrder order_;
   Positions positions_;
@@ -179,9 +183,9 @@ std::vector<ParameterRule> parameter_rules(const Model& model, const Recipe& rec
   for (const Trained& t : model.trained()) {
     const bool relative = recipe.relative_lr > 0.0 && t.unit.defined();
     const bool scale = t.kind == Trained::weight_scale || t.kind == Trained::activation_scale;
-    const double lr = relative                              ? recipe.relative_lr
-                      : t.kind == Trained::weight_scale     ? recipe.scale_lr
-                      : t.kind == Trained::activation_scale ? recipe.activation_lr
+    const double lr = relative                                          ? recipe.relative_lr
+                      : t.kind == Trained::weight_scale                 ? recipe.scale_lr
+                      : t.kind == Trained::activation_scale             ? recipe.activation_lr
                       : t.kind == Trained::norm && recipe.norm_lr > 0.0 ? recipe.norm_lr
                                                                         : recipe.lr;
     rules.push_back({recipe.lr > 0.0 ? lr / recipe.lr : 1.0, !scale, relative ? t.unit : torch::Tensor()});
@@ -221,19 +225,37 @@ Run::Run(const TrainRequest& request)
       watch_(model_) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
-  if (recipe_.kl > 0.0) {
+  if (distills(recipe_)) {
     const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
     teacher_ = std::make_unique<Model>(checkpoint, device_);
     if (teacher_->config().vocab != model_.config().vocab)
       fail(checkpoint.directory(), ": teacher: expected the model's vocabulary of ", model_.config().vocab, ", found ",
            teacher_->config().vocab);
+    if (recipe_.teacher_top_k > model_.config().vocab)
+      fail("recipe: [train] teacher_top_k: expected at most the vocabulary of ", model_.config().vocab, ", found ",
+           recipe_.teacher_top_k);
     teacher_weights_ = teacher_->forward_weights();
   }
   int64_t gradient_bytes = 0;
   for (const torch::Tensor& t : trained_) gradient_bytes += t.numel() * static_cast<int64_t>(sizeof(float));
   workers_ = workers_for(info_.threads, recipe_.batch, gradient_bytes, device_);
   resume();
+  open_cache();
   if (info_.step == 0) initialize();
+}
+
+void Run::open_cache() {
+  if (!recipe_.teacher_cache) return;
+  const auto pass = [&](const std::vector<int64_t>& rows) {
+    const torch::NoGradGuard no_grad;
+    std::vector<int32_t> tokens;
+    for (const int64_t row : rows) tokens.insert(tokens.end(), data_.train.row(row), data_.train.row(row + 1));
+    const Batch batch = make_batch(tokens, data_.train.length, device_);
+    return teacher_top_k(run_model(*teacher_, teacher_weights_, batch.ids, {}), recipe_.teacher_top_k,
+                         recipe_.temperature, recipe_.loss_chunk);
+  };
+  cache_ = std::make_unique<TeacherCache>(
+      open_teacher_cache(recipe_.out, teacher_cache_key(recipe_, *teacher_, data_.train), recipe_.batch, pass));
 }
 
 void Run::initialize() {
@@ -251,11 +273,18 @@ void Run::initialize() {
 
 Batch Run::training_batch(const std::vector<int64_t>& positions) {
   const int64_t length = data_.train.length;
+  // The teacher's cache knows the sequences as they are in the data, and no others.
+  const bool shift = recipe_.shift && !recipe_.teacher_cache;
   std::vector<int32_t> tokens(positions.size() * static_cast<size_t>(length));
-  for (size_t i = 0; i < positions.size(); ++i)
-    copy_sequence(data_, order_.at(positions[i]), order_.epoch(positions[i]), recipe_.seed, recipe_.shift,
+  std::vector<int64_t> rows;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    rows.push_back(order_.at(positions[i]));
+    copy_sequence(data_, rows.back(), order_.epoch(positions[i]), recipe_.seed, shift,
                   tokens.data() + i * static_cast<size_t>(length));
-  return make_batch(tokens, length, device_);
+  }
+  Batch batch = make_batch(tokens, length, device_);
+  batch.rows = std::move(rows);
+  return batch;
 }
 
 Batch Run::held_out_batch(int64_t begin, int64_t end) const {
@@ -345,14 +374,15 @@ void Run::calibrate() {
 StepReport Run::train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
                                 const LossOptions& loss) const {
   HeadInput teacher;
-  if (teacher_ != nullptr) {
+  if (teacher_ != nullptr && cache_ == nullptr) {
     const torch::NoGradGuard no_grad;
     teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
   }
   const HeadInput student = run_model(model_, weights, batch.ids, forward);
-  const Losses losses = head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
-  const double share =
-      static_cast<double>(batch.ids.size(0)) / static_cast<double>(recipe_.batch * recipe_.accumulate);
+  const Losses losses = cache_ != nullptr
+                            ? head_losses(student, cache_->read(batch.rows, device_), batch.targets, loss)
+                            : head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
+  const double share = static_cast<double>(batch.ids.size(0)) / static_cast<double>(recipe_.batch * recipe_.accumulate);
   (losses.total * share).backward();
   StepReport report;
   report.loss = losses.total.item<double>() * share;
@@ -362,7 +392,7 @@ StepReport Run::train_sequences(const Batch& batch, const ForwardWeights& weight
 }
 
 StepReport Run::train_step(int64_t step) {
-  const LossOptions loss{recipe_.kl, recipe_.ce, recipe_.temperature, recipe_.loss_chunk};
+  const LossOptions loss = loss_options(recipe_);
   ForwardOptions forward;
   forward.gradient_checkpointing = recipe_.gradient_checkpointing;
   int64_t position = (step - 1) * recipe_.batch * recipe_.accumulate;

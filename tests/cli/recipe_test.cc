@@ -102,8 +102,8 @@ TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
   const std::string text = recipe_to_toml(Recipe());
   size_t rows = 0;
   for (size_t at = text.find(" = "); at != std::string::npos; at = text.find(" = ", at + 1)) ++rows;
-  EXPECT_EQ(rows, 49u);
-  const size_t strings = 11, lists = 2, wholes = 17, numbers = 16, flags = 3;
+  EXPECT_EQ(rows, 59u);
+  const size_t strings = 11, lists = 2, wholes = 18, numbers = 22, flags = 6;
   EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
   EXPECT_EQ(sizeof(Recipe),
             strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
@@ -201,6 +201,12 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.beta2 = 1; }), HasSubstr("[train] beta2: expected number from 0 to"));
   EXPECT_THAT(invalid([](Recipe& r) { r.seed = ~uint64_t{0}; }), HasSubstr("[train] seed"));
   EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0; }), HasSubstr("there is no loss"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0, r.ce = 1, r.teacher_top_k = 8; }), HasSubstr("teacher_top_k: kl"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0, r.ce = 1, r.teacher_cache = true; }), HasSubstr("there is no teacher"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.teacher_cache = true; }),
+              HasSubstr("teacher_cache: expected teacher_top_k of at least 1 (64, say), found 0"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.jsd_beta = 1; }), HasSubstr("jsd_beta: expected number from 0.01 to 0.99"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.reverse_kl = 1; }), HasSubstr("their KL is 0"));
   EXPECT_THAT(invalid([](Recipe& r) { r.plan = "none"; }), HasSubstr("set kl = 0 and ce = 1"));
   EXPECT_THAT(invalid([](Recipe& r) { r.warmup = 2000; }),
               HasSubstr("warmup: expected at most steps = 1000, found 2000"));
@@ -223,6 +229,8 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "lion"; }), Not(HasSubstr("did you mean")));
   EXPECT_EQ(invalid([](Recipe&) {}), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");
+  EXPECT_EQ(invalid([](Recipe& r) { r.kl = 0, r.reverse_kl = 1; }), "no error");
+  EXPECT_EQ(invalid([](Recipe& r) { r.kl = 0, r.jsd = 1, r.teacher_top_k = 64, r.teacher_cache = true; }), "no error");
 }
 
 TEST(Recipe, ResumeRefusesWhatDecidesTheResult) {

@@ -25,7 +25,8 @@ class Watched : public testing::Test {
   }
   // What `code` means in each block.
   static torch::Tensor level(const Parameter& p, double code) {
-    return (p.scales().view({-1, 1}) * code).expand({p.log_scale.numel(), p.master.numel() / p.log_scale.numel()})
+    return (p.scales().view({-1, 1}) * code)
+        .expand({p.log_scale.numel(), p.master.numel() / p.log_scale.numel()})
         .reshape(p.master.sizes());
   }
   void set_all(double code) {

@@ -117,7 +117,8 @@ TEST_F(Data, TextsRepeatUntilTheyHaveTheirShare) {
   const TextRows &text = data.texts[0], &copy = data.texts[2];
   EXPECT_EQ(copy.copy, 1);
   ASSERT_EQ(copy.count, text.count);
-  EXPECT_TRUE(std::equal(data.train.row(text.first), data.train.row(text.first + text.count), data.train.row(copy.first)));
+  EXPECT_TRUE(
+      std::equal(data.train.row(text.first), data.train.row(text.first + text.count), data.train.row(copy.first)));
   std::vector<int32_t> first(16), again(16);
   copy_sequence(data, text.first, 0, 7, true, first.data());
   copy_sequence(data, copy.first, 0, 7, true, again.data());
