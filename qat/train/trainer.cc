@@ -13,6 +13,7 @@
 #include "format/error.h"
 #include "format/file_io.h"
 #include "qat/progress.h"
+#include "qat/train/blockwise.h"
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
 #include "qat/train/losses.h"
@@ -489,6 +490,7 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
+  if (request.recipe.blockwise) return train_blockwise(request, plan_of(request.recipe));
   return Run(request).execute();
 }
 
