@@ -47,8 +47,8 @@ class Run {
   std::vector<TensorInfo> tensors_of(size_t layer) const;
   TensorsByRole float_layer(size_t layer) const;
   LayerRows start_of(size_t layer) const;
-  // What the files of finished layers must have in common.
-  std::map<std::string, std::string> identity() const;
+  std::map<std::string, std::string> identity() const;  // what a finished layer's file says about its run
+  void check_layer_file(const std::string& path, bool* other_threads) const;
   size_t finished_layers(bool resume) const;
   LayerRows read_layer(size_t layer) const;
   void write_layer(size_t layer, const LayerRows& rows) const;
@@ -179,29 +179,40 @@ LayerRows Run::start_of(size_t layer) const {
 }
 
 std::map<std::string, std::string> Run::identity() const {
-  Recipe decisive = recipe_;
-  decisive.out.clear();  // a run may be moved, and reported otherwise
-  decisive.threads = 0;
-  decisive.eval_every = decisive.checkpoint_every = decisive.log_every = 0;
-  return {{"recipe", recipe_to_toml(decisive)}, {"data_hash", std::to_string(data_.hash)}};
+  return {{"recipe", recipe_to_toml(recipe_)},
+          {"data_hash", std::to_string(data_.hash)},
+          {"threads", std::to_string(threads_)}};
+}
+
+void Run::check_layer_file(const std::string& path, bool* other_threads) const {
+  const Safetensors file(path);
+  const auto value = [&](const char* key) {
+    const auto found = file.metadata().find(key);
+    return found == file.metadata().end() ? std::string() : found->second;
+  };
+  std::string conflicts;
+  for (const std::string& conflict : recipe_conflicts(recipe_from_toml(value("recipe"), path + ": recipe"), recipe_))
+    conflicts += (conflicts.empty() ? "" : "; ") + conflict;
+  if (!conflicts.empty()) fail(path, ": a resumed run cannot change ", conflicts);
+  if (value("data_hash") != std::to_string(data_.hash))
+    fail(path, ": the training data is not what this run began with: expected hash ", value("data_hash"), ", found ",
+         data_.hash);
+  *other_threads = *other_threads || value("threads") != std::to_string(threads_);
 }
 
 size_t Run::finished_layers(bool resume) const {
+  const size_t layers = source_.config().layers.size();
   size_t done = 0;
-  while (done < source_.config().layers.size() && fs::exists(layer_file(recipe_.out, done))) ++done;
+  while (done < layers && fs::exists(layer_file(recipe_.out, done))) ++done;
   if (done == 0) return 0;
   if (!resume)
-    fail(recipe_.out, ": holds an unfinished run (layer ", done, " of ", source_.config().layers.size(),
-         "): go on with --resume, or remove ", recipe_.out, "/blocks");
-  for (size_t layer = 0; layer < done; ++layer) {
-    const Safetensors file(layer_file(recipe_.out, layer));
-    for (const auto& [key, value] : identity()) {
-      const auto found = file.metadata().find(key);
-      if (found == file.metadata().end() || found->second != value)
-        fail(file.path(), ": made with another ", key == "recipe" ? "recipe" : "training text",
-             ": remove it to begin again");
-    }
-  }
+    fail(recipe_.out, ": holds an unfinished run (layer ", done, " of ", layers, "): go on with --resume, or remove ",
+         recipe_.out, "/blocks");
+  bool other_threads = false;
+  for (size_t layer = 0; layer < done; ++layer) check_layer_file(layer_file(recipe_.out, layer), &other_threads);
+  if (other_threads)
+    std::fprintf(stderr, "begun with another number of threads: the result will differ from an uninterrupted run's\n");
+  std::fprintf(stderr, "resumed behind layer %zu of %zu\n", done, layers);
   return done;
 }
 
