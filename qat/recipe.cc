@@ -63,7 +63,8 @@ const std::vector<Key>& keys() {
        "type of the output matrix (llama-quantize --output-tensor-type); empty: the plan's"},
       {"quantization", "init", &Recipe::init, {}, fixed,
        "where Q4_0 codes and scales begin: plain (llama-quantize's), search (least squared error of weights), gptq "
-       "(of outputs, on calibration_sequences)"},
+       "(of outputs, on calibration_sequences), or a directory with a slash in its name: a quantized checkpoint of the "
+       "same model and plan"},
       {"quantization", "activations", &Recipe::activations, {}, fixed,
        "mobile: static 8-bit activations into and out of each linear layer"},
       {"quantization", "kv_sliding_bits", &Recipe::kv_sliding_bits, {0, 8}, fixed,
@@ -72,7 +73,8 @@ const std::vector<Key>& keys() {
       {"quantization", "observer", &Recipe::observer, {}, fixed,
        "mobile: how calibration chooses static scales: mse (least squared error), percentile, max (moving average)"},
       {"quantization", "calibration_sequences", &Recipe::calibration_sequences, {1, kMaxCount}, fixed,
-       "training sequences that calibration looks at: mobile's activations, and where gptq begins"},
+       "training sequences that calibration looks at: mobile's activations, where gptq begins, and all that blockwise "
+       "sees"},
       {"quantization", "activations_after", &Recipe::activations_after, {0, 1}, fixed,
        "mobile: fraction of the steps before activations and KV cache are calibrated and become static"},
       {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,
@@ -137,6 +139,10 @@ const std::vector<Key>& keys() {
        "recompute layers in the backward pass: less memory, a third more time"},
       {"train", "loss_chunk", &Recipe::loss_chunk, {1, kMaxCount}, may_change,
        "tokens whose logits exist at once: memory is loss_chunk x vocabulary"},
+      {"train", "blockwise", &Recipe::blockwise, {}, fixed,
+       "q4_0: layer by layer in the memory of one, by the error of each layer's output (SignRound): steps are then of "
+       "each layer, batch in sequences of calibration_sequences, relative_lr (0: 1 / steps) and scale_lr fall to 0 in a "
+       "line"},
       {"train", "seed", &Recipe::seed, {0, kMaxSeed}, fixed,
        "of data order and teacher text; the same seed gives the same run"},
       {"train", "eval_every", &Recipe::eval_every, {0, kMaxCount}, may_change,
@@ -384,6 +390,18 @@ void check_losses(const Recipe& r) {
   }
 }
 
+void check_init(const Recipe& r) {
+  if (r.init != "plain" && r.init != "search" && r.init != "gptq" && !init_is_directory(r.init))
+    fail("recipe: [quantization] init: expected plain, search or gptq, found ", quoted(r.init),
+         "; a quantized checkpoint is given as a path with a slash");
+  if (!r.blockwise) return;
+  if (r.plan == "none" || r.plan == "mobile")
+    fail("recipe: [train] blockwise: expected a plan with Q4_0 (q4_0), found ", quoted(r.plan));
+  if (r.device != "cpu") fail("recipe: [train] blockwise runs on the cpu: device: found ", quoted(r.device));
+  if (!r.teacher.empty() && r.teacher != r.model)
+    fail("recipe: [train] blockwise: the model itself is what layers are compared with: teacher must be empty");
+}
+
 void check_device(const std::string& device) {
   if (device == "cpu" || device == "cuda") return;
   const std::string prefix = "cuda:";
@@ -460,6 +478,8 @@ void take_plan_file(Recipe& r) {
   r.plan = "q4_0";
 }
 
+bool init_is_directory(const std::string& init) { return init.find('/') != std::string::npos; }
+
 void validate_recipe(const Recipe& r) {
   for (const Key& key : keys()) {
     const std::string shown = value_text(r, key);
@@ -482,10 +502,10 @@ void validate_recipe(const Recipe& r) {
   }
   check_type_name(r, "embedding_type", r.embedding_type);
   check_type_name(r, "output_type", r.output_type);
-  if (r.init != "plain" && r.init != "search" && r.init != "gptq")
-    fail("recipe: [quantization] init: expected plain, search or gptq, found ", quoted(r.init));
+  check_init(r);
   check_mobile(r);
-  if (r.warmup > r.steps) fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
+  if (r.warmup > r.steps && !r.blockwise)
+    fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);
   check_optimizer(r.optimizer);
   check_device(r.device);

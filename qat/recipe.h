@@ -20,7 +20,7 @@ struct Recipe {
   std::vector<std::string> rules;  // "PATTERN=TYPE", first match wins
   std::string embedding_type,
       output_type;             // as llama-quantize's --token-embedding-type, --output-tensor-type; empty: the plan's
-  std::string init = "plain";  // where codes begin: "plain", "search", "gptq"
+  std::string init = "plain";  // where codes begin: "plain", "search", "gptq", or a directory (init_is_directory)
   // plan "mobile"
   bool activations = true;                          // static 8-bit activations into and out of each linear
   int64_t kv_sliding_bits = 8, kv_global_bits = 4;  // static KV cache: 2, 4, 8; 0: float
@@ -61,6 +61,7 @@ struct Recipe {
   int64_t teacher_top_k = 0;   // teacher logits that the divergences know by name, the rest as one tail; 0: all
   bool gradient_checkpointing = false;
   int64_t loss_chunk = 256;  // tokens whose logits exist at once
+  bool blockwise = false;    // layer by layer, by the error of each one's output; steps are then of each layer
   uint64_t seed = 1;
   int64_t eval_every = 100, checkpoint_every = 100, log_every = 10;  // steps; 0 = never
   int64_t keep_checkpoints = 2;
@@ -81,6 +82,8 @@ void recipe_set(Recipe& recipe, const std::string& assignment);
 // Where `plan` is a directory of qat quantize --plan dynamic, or its qat_plan.json: the plan q4_0 instead, with that
 // file's rules after the recipe's own. Throws Error for a file that holds no such plan.
 void take_plan_file(Recipe& recipe);
+// Whether init names a quantized checkpoint: a text with a slash.
+bool init_is_directory(const std::string& init);
 // What must hold before a run: every number in its bounds, model, out and data given, plan, rules and types known,
 // losses and device possible. Looks at no file. Throws Error naming key, bound and value.
 void validate_recipe(const Recipe& recipe);

@@ -82,6 +82,8 @@ int64_t newest_step(const std::string& out) {
 // A new run may replace a finished one; hours of an unfinished one are not thrown away.
 void check_startable(const Recipe& recipe) {
   check_output_directory(recipe.out, "recipe.toml");
+  if (fs::exists(recipe.out + "/blocks"))
+    fail(recipe.out, ": holds an unfinished blockwise run: go on with --resume, or remove ", recipe.out, "/blocks");
   const std::string resolved = recipe.out + "/recipe.toml";
   const int64_t step = newest_step(recipe.out);
   if (step < 0 || !fs::exists(resolved)) return;

@@ -1,5 +1,6 @@
 #include "qat/train/initialize.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -8,6 +9,7 @@
 #include "format/error.h"
 #include "format/number.h"
 #include "qat/progress.h"
+#include "qat/train/start_point.h"
 
 namespace qat {
 namespace {
@@ -46,6 +48,23 @@ void begin_at(const Blocks& blocks, bool keep_codes, Parameter* p) {
   master.copy_((values + torch::minimum(torch::maximum(away, -room), room)).view_as(master));
 }
 
+// The rows of Q4_0 tensors, as a quantized checkpoint has them.
+void read_start_point(const QuantizedCheckpoint& start, const std::map<std::string, Parameter*>& wanted,
+                      const QuantizedRows& take) {
+  constexpr int64_t kWeightsPerPiece = 1 << 22;
+  std::vector<uint8_t> stored;
+  for (const auto& [name, parameter] : wanted) {
+    const int64_t cols = parameter->info.shape.back(), rows = parameter->master.numel() / cols;
+    const int64_t piece = std::max<int64_t>(1, kWeightsPerPiece / cols);
+    for (int64_t row = 0; row < rows; row += piece) {
+      const int64_t count = std::min(piece, rows - row);
+      stored.resize(static_cast<size_t>(count) * row_bytes(DType::Q4_0, cols));
+      start.read_blocks(parameter->info, row, count, stored.data());
+      take(parameter->info, stored.data(), count);
+    }
+  }
+}
+
 void check_length(const std::vector<std::vector<int32_t>>& calibration) {
   int64_t tokens = 0;
   for (const std::vector<int32_t>& sequence : calibration) tokens += static_cast<int64_t>(sequence.size());
@@ -59,7 +78,7 @@ void check_length(const std::vector<std::vector<int32_t>>& calibration) {
 void initialize_blocks(Model& model, const FloatCheckpoint& checkpoint,
                        const std::map<std::string, PlanEntry>& resolved, const Recipe& recipe,
                        std::vector<std::vector<int32_t>> calibration) {
-  const bool gptq = recipe.init == "gptq";
+  const bool gptq = recipe.init == "gptq", from_start = init_is_directory(recipe.init);
   PtqOptions options;
   options.method = gptq ? PtqMethod::gptq : recipe.init == "search" ? PtqMethod::mse : PtqMethod::reference;
   options.threads = static_cast<int>(recipe.threads);
@@ -77,9 +96,10 @@ void initialize_blocks(Model& model, const FloatCheckpoint& checkpoint,
       blocks = {torch::empty(info.shape), torch::empty(found->second->log_scale.sizes()), 0};
     take_rows(stored, rows, info.shape.back(), &blocks);
     if (blocks.rows * info.shape.back() < found->second->master.numel()) return;
-    begin_at(blocks, gptq, found->second);
+    begin_at(blocks, gptq || from_start, found->second);
     blocks = {};
   };
+  if (from_start) return read_start_point(*open_start_point(recipe.init, checkpoint, resolved), wanted, take);
   if (gptq) check_length(options.calibration);
   std::unique_ptr<ProgressBar> bar;
   quantize_tensors(checkpoint, resolved, options, take, [&](int64_t done, int64_t total) {

@@ -8,6 +8,7 @@
 #include "fakequant/channel_quantize.h"
 #include "fakequant/fake_quantize.h"
 #include "qat/train/checkpointing.h"
+#include "qat/train/layer.h"
 #include "qat/train/ops.h"
 
 namespace qat {
@@ -31,11 +32,6 @@ std::vector<torch::Tensor> per_layer_inputs(const ModelConfig& c, const TensorsB
   const torch::Tensor context = rms_norm(projected.view(shape), w[Role::ple_projection_norm], c.eps, c.norm_plus_one);
   return ((context + token) * std::sqrt(0.5)).unbind(2);
 }
-
-struct LayerOutput {
-  torch::Tensor h;     // (batch, length, hidden)
-  torch::Tensor k, v;  // (batch, length, kv_heads, head_dim), normalized and rotated
-};
 
 // The tensors of one layer: weights, and the scales of its static grids.
 struct LayerTensors {
@@ -343,6 +339,31 @@ torch::Tensor forward_hidden(const ModelConfig& config, const ForwardWeights& we
 
 torch::Tensor soften_logits(const torch::Tensor& logits, double softcap) {
   return softcap > 0.0 ? (logits / softcap).tanh() * softcap : logits;
+}
+
+torch::Tensor embed_rows(const torch::Tensor& table, const torch::Tensor& ids, double scale) {
+  return embed(table, ids, -1, scale);
+}
+
+torch::Tensor per_layer_input(const ModelConfig& config, const torch::Tensor& table, const torch::Tensor& projection,
+                              const torch::Tensor& norm, const torch::Tensor& ids, const torch::Tensor& embedded) {
+  ModelConfig of_one_layer = config;
+  of_one_layer.layers.resize(1);
+  of_one_layer.pad_id = -1;
+  TensorsByRole weights;
+  weights[Role::ple_embedding] = table;
+  weights[Role::ple_model_projection] = projection;
+  weights[Role::ple_projection_norm] = norm;
+  return per_layer_inputs(of_one_layer, weights, ids, embedded)[0];
+}
+
+LayerOutput decoder_layer(const ModelConfig& config, size_t index, const TensorsByRole& weights,
+                          const Positions& positions, const torch::Tensor& h, const torch::Tensor& ple,
+                          const torch::Tensor& k, const torch::Tensor& v) {
+  const LayerTensors tensors{weights, {}};
+  const ActivationProbe no_probe;
+  const Linears linear(static_cast<int>(index), tensors, no_probe);
+  return layer_forward(config, config.layers[index], tensors, linear, positions, h, ple, k, v);
 }
 
 }  // namespace qat

@@ -62,9 +62,11 @@ int run(int argc, char** argv) {
   request.recipe = recipe_from_file(recipe);
   const TrainResult result = run_training(request);
   if (result.interrupted == 0) return 0;
-  std::fprintf(stderr, "stopped after step %lld of %lld, saved %s\ngo on with: qat train --resume --out %s\n",
-               static_cast<long long>(result.step), static_cast<long long>(request.recipe.steps),
-               result.checkpoint.c_str(), request.recipe.out.c_str());
+  if (request.recipe.blockwise) std::fprintf(stderr, "stopped after %lld layers", static_cast<long long>(result.step));
+  else
+    std::fprintf(stderr, "stopped after step %lld of %lld, saved %s", static_cast<long long>(result.step),
+                 static_cast<long long>(request.recipe.steps), result.checkpoint.c_str());
+  std::fprintf(stderr, "\ngo on with: qat train --resume --out %s\n", request.recipe.out.c_str());
   return 128 + result.interrupted;
 }
 

@@ -14,6 +14,7 @@
 #include "format/file_io.h"
 #include "qat/progress.h"
 #include "qat/train/averages.h"
+#include "qat/train/blockwise.h"
 #include "qat/train/code_watch.h"
 #include "qat/train/data.h"
 #include "qat/train/initialize.h"
@@ -559,6 +560,7 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
+  if (request.recipe.blockwise) return train_blockwise(request, plan_of(request.recipe));
   announce_memory(request.recipe, plan_of(request.recipe));
   return Run(request).execute();
 }
