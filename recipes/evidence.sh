@@ -50,13 +50,22 @@ done
 echo "== llama-perplexity" >&2
 # The KL run saves the float model's logits clipped at 16 nats, so perplexities come from runs of their own.
 perplexity() { sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$1"; }
-judged() {  # judged FILE TEXT: perplexity and divergence into FILE-TEXT.log
-  [ -s "$out/$1-$2.kl" ] && return
-  "$judge" llama-perplexity -m "$out/$1.gguf" -f "$out/$2.txt" -c "$context" >"$out/$1-$2.log" 2>&1
-  "$judge" llama-perplexity -m "$out/$1.gguf" -f "$out/$2.txt" -c "$context" --kl-divergence-base "$out/$2.base" --kl-divergence >"$out/$1-$2.kl" 2>&1
+run_judge() {  # run_judge LOG WANTED ARGUMENT...: until its last lines are there (its log can end early), three times at most
+  local log=$1 wanted=$2 try
+  shift 2
+  for try in 1 2 3; do
+    ! grep -qs "$wanted" "$log" || return 0
+    "$judge" llama-perplexity -c "$context" "$@" >"$log" 2>&1 || true
+  done
+  grep -qs "$wanted" "$log" || { echo "llama-perplexity failed, see $log" >&2; exit 1; }
+}
+judged() {  # judged FILE TEXT: perplexity and divergence into FILE-TEXT.log and .kl
+  run_judge "$out/$1-$2.log" "Final estimate" -m "$out/$1.gguf" -f "$out/$2.txt"
+  run_judge "$out/$1-$2.kl" "Same top p:" -m "$out/$1.gguf" -f "$out/$2.txt" --kl-divergence-base "$out/$2.base" --kl-divergence
 }
 for text in "${texts[@]}"; do
-  "$judge" llama-perplexity -m "$out/float.gguf" -f "$out/$text.txt" -c "$context" --kl-divergence-base "$out/$text.base" >"$out/float-$text.log" 2>&1
+  rm -f "$out/float-$text.log"
+  run_judge "$out/float-$text.log" "Final estimate" -m "$out/float.gguf" -f "$out/$text.txt" --kl-divergence-base "$out/$text.base"
   for file in "${files[@]}"; do judged "$file" "$text"; done
   rm -f "$out/$text.base"
 done

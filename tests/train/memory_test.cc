@@ -39,8 +39,20 @@ class Memory : public Trainer {
     const FloatCheckpoint model(r.model);
     return memory_need(r, plan_from_name(r.plan), model, &model, r.threads, torch::kCPU);
   }
-  // What qat-train measured of itself. The shell between the two keeps this process's own peak out of its figure.
-  static double measured_mb(const Recipe& r) {
+  // What qat-train said of itself, in MB: before it began, and what it had taken in the end. A process of its own, since
+  // the count begins with what the process has; the shell between the two keeps this one's own peak out of it.
+  struct Said {
+    double need = 0.0, peak = 0.0;
+  };
+  static double megabytes(const std::string& output, const std::string& before) {
+    const size_t at = output.find(before);
+    double value = 0.0;
+    char unit = ' ';
+    if (at == std::string::npos || std::sscanf(output.c_str() + at + before.size(), "%lf %cB", &value, &unit) != 2)
+      ADD_FAILURE() << "no \"" << before << "\" in: " << output;
+    return unit == 'G' ? value * 1000 : value;
+  }
+  static Said run(const Recipe& r) {
     fs::create_directories(r.out);
     write_file(r.out + "/recipe.toml", recipe_to_toml(r));
     const std::string command = std::string(QAT_TRAIN_PROGRAM) + " --recipe " + r.out + "/recipe.toml 2>&1; true";
@@ -48,12 +60,7 @@ class Memory : public Trainer {
     std::string output;
     for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) output += static_cast<char>(c);
     pclose(pipe);
-    const size_t at = output.find("peak memory ");
-    double value = 0.0;
-    char unit = ' ';
-    if (at == std::string::npos || std::sscanf(output.c_str() + at, "peak memory %lf %cB", &value, &unit) != 2)
-      ADD_FAILURE() << "no peak in: " << output;
-    return unit == 'G' ? value * 1000 : value;
+    return {megabytes(output, "needs about "), megabytes(output, "peak memory ")};
   }
 };
 
@@ -65,8 +72,8 @@ TEST_F(Memory, IsWithin15PercentOfWhatARunTakes) {
   mobile.batch = 32;
   mobile.activations_after = 0.0;
   for (const Recipe& r : {plain, checkpointed, mobile}) {
-    const double need = static_cast<double>(need_of(r).total()) / 1e6, measured = measured_mb(r);
-    EXPECT_NEAR(need, measured, 0.15 * measured) << r.out;
+    const Said said = run(r);
+    EXPECT_NEAR(said.need, said.peak, 0.15 * said.peak) << r.out;
   }
 }
 
