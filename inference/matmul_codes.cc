@@ -88,7 +88,7 @@ void MatmulInput::arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8
   if (arranged_by_ == kernel) return;
   arranged_by_ = kernel;
   const int64_t stride = arranged_bytes(cols_);
-  int8_t* out = grown(arranged_, rows_ * stride);
+  int8_t* out = grown(arranged_, std::max(rows_ * stride, arranged_block_bytes(cols_)));  // of blocks there is one row
   for (int64_t r = 0; r < rows_; ++r) kernel(codes_.data() + r * code_stride_, cols_, out + r * stride);
 }
 
