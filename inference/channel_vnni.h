@@ -12,7 +12,7 @@ namespace qat {
 namespace {
 
 constexpr int64_t arranged_codes(int64_t cols) { return (cols + 127) / 128 * 128; }
-constexpr int64_t row_stride(int64_t cols) { return arranged_codes(cols) + 32; }  // arranged_bytes
+constexpr int64_t row_stride(int64_t cols) { return arranged_codes(cols) + 64; }  // arranged_bytes
 
 // 16 elements to their planes: four of each of four, eight of each of two.
 template <int bits>

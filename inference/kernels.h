@@ -42,7 +42,7 @@ struct ChannelKernel {
 };
 constexpr int64_t kCodeRows = 2;
 constexpr int64_t kMostCodes = (int64_t{1} << 17) - 1;
-constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 32; }
+constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 64; }
 Span<const ChannelKernel> channel_kernels();
 const ChannelKernel* find_channel_kernel(DType type, Isa isa);  // nullptr: no channel-wise type
 

@@ -26,7 +26,7 @@ const uint8_t* row_of(const Matrix& w, int64_t row) {
 }
 
 template <class T>
-T* grown(std::vector<T>& buffer, int64_t count) {
+T* grown(Lines<T>& buffer, int64_t count) {
   if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
   return buffer.data();
 }
