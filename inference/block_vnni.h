@@ -30,23 +30,30 @@ inline __m128i halves_of_8(const uint8_t* p) {
 }
 
 #if defined(__AVX512VNNI__)
+// The codes of 4 blocks of 18 bytes, 16 bytes each: of three from one load, since loads are what there are most of.
+inline Ints codes_of_18(const uint8_t* p) {
+  const __m512i order = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13, 12,
+                                         11, 10, 8, 7, 6, 5, 4, 3, 2, 1);
+  return _mm512_inserti32x4(_mm512_permutexvar_epi16(order, load(p)), load16(p + 56), 3);
+}
 // Of 8 blocks of 18 bytes: those of blocks i and i + 4 in words i and i + 4 of part i, since 18 i = 16 i + 2 i.
 inline __m512i halves_of_18(const uint8_t* p) { return _mm512_mask_blend_epi16(0x80402010, load(p), load(p + 64)); }
 inline Floats scales_of_18(const uint8_t* p) {
-  const __m512i order = _mm512_castsi256_si512(
-      _mm256_setr_epi16(0, 9, 18, 27, 4, 13, 22, 31, 32, 41, 50, 59, 36, 45, 54, 63));
+  const __m512i order =
+      _mm512_castsi256_si512(_mm256_setr_epi16(0, 9, 18, 27, 4, 13, 22, 31, 32, 41, 50, 59, 36, 45, 54, 63));
   const __m512i d = _mm512_permutex2var_epi16(halves_of_18(p), order, halves_of_18(p + 8 * 18));
   return _mm512_cvtph_ps(_mm512_castsi512_si256(d));
 }
 inline Floats scales_of_18_twice(const uint8_t* p) {
-  const __m512i order = _mm512_castsi256_si512(
-      _mm256_setr_epi16(0, 0, 9, 9, 18, 18, 27, 27, 4, 4, 13, 13, 22, 22, 31, 31));
+  const __m512i order =
+      _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 9, 9, 18, 18, 27, 27, 4, 4, 13, 13, 22, 22, 31, 31));
   return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(order, halves_of_18(p))));
 }
 inline Floats scales_of_34(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_set_m128i(halves_of_8<34>(p + 8 * 34), halves_of_8<34>(p)));
 }
 #else
+inline Ints codes_of_18(const uint8_t* p) { return load_parts(p + 2, 18); }
 inline Floats scales_of_18(const uint8_t* p) {
   __m256i d = _mm256_blend_epi16(load(p), load(p + 32), 0x0c);
   d = _mm256_blend_epi16(d, load(p + 64), 0x30);
@@ -65,12 +72,12 @@ inline Floats scales_of_34(const uint8_t* p) { return _mm256_cvtph_ps(halves_of_
 // What a type says of a group: kBytes, of weights; kOffset; scales; sums, of its unsigned codes with the arranged ones
 // of the activations; sums_of_ones, the same if all were 1; place, the arranging.
 
-// Blocks that meet a block of activations each. The j-th of four vectors has block 4 t + j in part t: 16 codes of it,
-// and as many in a second vector.
+// Blocks that meet a block of activations each. The j-th of four vectors has a block in each part: 16 codes of it, and
+// as many in a second vector.
 inline void place_32(const int8_t* codes, int8_t* out) {
   for (int64_t b = 0; b < kGroup; ++b)
     for (int64_t half = 0; half < 2; ++half)
-      store16(out + (2 * (b % 4) + half) * kVector + 16 * (b / 4), load16(codes + 32 * b + 16 * half));
+      store16(out + (2 * (b / kParts) + half) * kVector + 16 * (b % kParts), load16(codes + 32 * b + 16 * half));
 }
 template <class Codes>
 inline Ints sums_32(const int8_t* x, const Codes& codes) {
@@ -79,7 +86,7 @@ inline Ints sums_32(const int8_t* x, const Codes& codes) {
     codes(j, &low, &high);
     return dot(dot(zero(), low, load(x + 2 * j * kVector)), high, load(x + (2 * j + 1) * kVector));
   };
-  return sum_parts(sum(0), sum(1), sum(2), sum(3));
+  return transposed(sum_parts(sum(0), sum(1), sum(2), sum(3)));
 }
 struct Blocks32 {
   static void place(const int8_t* codes, int8_t* out) { place_32(codes, out); }
@@ -96,7 +103,7 @@ struct Q4_0 : Blocks32 {
   static Ints sums(const uint8_t* p, const int8_t* x) {
     const Ints mask = splat_byte(15);
     return sums_32(x, [&](int64_t j, Ints* low, Ints* high) {
-      const Ints bytes = load_parts(p + j * kQ4Bytes + 2, 4 * kQ4Bytes);
+      const Ints bytes = codes_of_18(p + j * kParts * kQ4Bytes);
       *low = both(bytes, mask);
       *high = both(shifted_right(bytes, 4), mask);
     });
@@ -111,8 +118,8 @@ struct Q8_0 : Blocks32 {
   static Ints sums(const uint8_t* p, const int8_t* x) {
     const Ints sign = splat_byte(0x80);
     return sums_32(x, [&](int64_t j, Ints* low, Ints* high) {
-      *low = differing(load_parts(p + j * kQ8Bytes + 2, 4 * kQ8Bytes), sign);
-      *high = differing(load_parts(p + j * kQ8Bytes + 18, 4 * kQ8Bytes), sign);
+      *low = differing(load_parts(p + j * kParts * kQ8Bytes + 2, kQ8Bytes), sign);
+      *high = differing(load_parts(p + j * kParts * kQ8Bytes + 18, kQ8Bytes), sign);
     });
   }
 };
@@ -145,8 +152,7 @@ struct Q2_0 {
   }
   static void place(const int8_t* codes, int8_t* out) {
     for (int64_t b = 0; b < kGroup / 2; ++b)
-      for (int64_t i = 0; i < 64; ++i)
-        out[(4 * (b % 2) + i % 4) * kVector + 16 * (b / 2) + i / 4] = codes[64 * b + i];
+      for (int64_t i = 0; i < 64; ++i) out[(4 * (b % 2) + i % 4) * kVector + 16 * (b / 2) + i / 4] = codes[64 * b + i];
   }
 };
 
@@ -168,22 +174,42 @@ inline Floats add_group(const uint8_t* p, const int8_t* x, Floats x_scales, Floa
   return multiply_add(multiply(to_floats(sums), x_scales), Type::scales(p), sum);
 }
 
+// What is left of whole groups, `blocks` of activations.
 template <class Type>
-inline float dot_blocks(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  Floats sum = splat(0.0f);
+inline Floats add_last(const uint8_t* row, const int8_t* x, const float* x_scales, int64_t blocks, Floats sum) {
+  if (blocks == 0) return sum;
+  uint8_t last[Type::kBytes] = {};
+  __builtin_memcpy(last, row, static_cast<size_t>(Type::kBytes / kGroup * blocks));
+  return add_group<Type>(last, x, load_lanes(x_scales, blocks), sum);
+}
+
+// One row, or two, `stride` apart, which share the loads of the activations.
+template <class Type, int kRows>
+inline void dot_blocks(const uint8_t* row, int64_t stride, const CodedRow& x, int64_t cols, float* y,
+                       int64_t y_stride) {
+  Floats sum0 = splat(0.0f), sum1 = sum0;
   const int8_t* codes = x.codes;
   int64_t k = 0;
   for (; k + kGroupCodes <= cols; k += kGroupCodes, row += Type::kBytes, codes += kGroupBytes) {
+    const Floats x_scales = load(x.scales + k / 32);
     prefetch<Type::kBytes>(row);
-    sum = add_group<Type>(row, codes, load(x.scales + k / 32), sum);
+    sum0 = add_group<Type>(row, codes, x_scales, sum0);
+    if (kRows == 1) continue;
+    prefetch<Type::kBytes>(row + stride);
+    sum1 = add_group<Type>(row + stride, codes, x_scales, sum1);
   }
-  if (k < cols) {
-    const int64_t blocks = (cols - k) / 32;
-    uint8_t last[Type::kBytes] = {};
-    __builtin_memcpy(last, row, static_cast<size_t>(Type::kBytes / kGroup * blocks));
-    sum = add_group<Type>(last, codes, load_lanes(x.scales + k / 32, blocks), sum);
-  }
-  return sum_lanes(sum);
+  const int64_t rest = (cols - k) / 32;
+  y[0] = sum_lanes(add_last<Type>(row, codes, x.scales + k / 32, rest, sum0));
+  if (kRows == 2) y[y_stride] = sum_lanes(add_last<Type>(row + stride, codes, x.scales + k / 32, rest, sum1));
+}
+
+// Two rows that stand far apart: a processor keeps more loads under way of two streams of memory than of one
+// (bench.cc), and decoding is made of such loads.
+template <class Type>
+void multiply_blocks(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+  const int64_t half = outputs / 2;
+  for (int64_t o = 0; o < half; ++o) dot_blocks<Type, 2>(w + o * stride, half * stride, x, cols, y + o, half);
+  if (outputs % 2 != 0) dot_blocks<Type, 1>(w + 2 * half * stride, 0, x, cols, y + 2 * half, 0);
 }
 
 // ---- Q6_K. Two halves of 128 elements, each four runs of 32; a run is two groups of 16 with a scale of 8 bits each,
@@ -235,19 +261,18 @@ inline float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
   return sum_lanes(sum);
 }
 
-// `outputs` rows from kStreams places in turn: a processor keeps more loads under way of several streams than of one
-// (bench.cc), and decoding is made of such loads.
-constexpr int64_t kStreams = 4;
-template <float (*row_dot)(const uint8_t* row, const CodedRow& x, int64_t cols)>
-void one_by_one(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+// From four places in turn.
+inline void multiply_q6_k(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols,
+                          float* y) {
+  constexpr int64_t kStreams = 4;
   const int64_t apart = outputs / kStreams;
   for (int64_t o = 0; o < apart; ++o)
-    for (int64_t i = o; i < kStreams * apart; i += apart) y[i] = row_dot(w + i * stride, x, cols);
-  for (int64_t o = kStreams * apart; o < outputs; ++o) y[o] = row_dot(w + o * stride, x, cols);
+    for (int64_t i = o; i < kStreams * apart; i += apart) y[i] = dot_q6_k(w + i * stride, x, cols);
+  for (int64_t o = kStreams * apart; o < outputs; ++o) y[o] = dot_q6_k(w + o * stride, x, cols);
 }
 
 template <DType type, class Type>
-constexpr BlockKernel kBlockKernel = {type, kIsa, one_by_one<dot_blocks<Type>>, arrange_blocks<Type>};
+constexpr BlockKernel kBlockKernel = {type, kIsa, multiply_blocks<Type>, arrange_blocks<Type>};
 
 }  // namespace
 }  // namespace qat

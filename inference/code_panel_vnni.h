@@ -148,8 +148,8 @@ void multiply_sums(const CodePanel& x, int64_t cols, const uint8_t* codes, int64
 }
 
 template <int kGroupCols, int kOffset>
-void multiply_panel_blocks(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales,
-                           int64_t outputs, void* sums, int64_t stride) {
+void multiply_panel_blocks(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
+                           void* sums, int64_t stride) {
   auto* out = static_cast<float*>(sums);
   if (x.width == 16) return multiply_groups<16, kGroupCols, kOffset>(x, cols, codes, scales, outputs, out, stride);
   multiply_groups<8, kGroupCols, kOffset>(x, cols, codes, scales, outputs, out, stride);
@@ -163,9 +163,8 @@ inline void multiply_panel_channels(const CodePanel& x, int64_t cols, const uint
 }
 
 template <DType type, int kOffset, void (*unpack)(const uint8_t*, int64_t, uint8_t*, float*), int kGroupCols>
-constexpr CodePanelKernel kBlockPanel = {type, kIsa,    kGroupCols,
-                                         1,    kOffset, unpack,
-                                         multiply_panel_blocks<kGroupCols, kOffset>};
+constexpr CodePanelKernel kBlockPanel = {
+    type, kIsa, kGroupCols, 1, kOffset, unpack, multiply_panel_blocks<kGroupCols, kOffset>};
 template <DType type, int kOffset, void (*unpack)(const uint8_t*, int64_t, uint8_t*, float*)>
 constexpr CodePanelKernel kChannelPanel = {type, kIsa, 0, 1, kOffset, unpack, multiply_panel_channels};
 

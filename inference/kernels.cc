@@ -10,9 +10,9 @@ namespace qat {
 namespace {
 
 #if defined(__x86_64__)
-const IsaKernels kAvx2Kernels = {
-    Isa::avx2,         kAvx2RowKernels, kAvx2ChannelKernels, &kAvx2VectorKernels,  kAvx2CacheKernels,
-    kAvx2CacheTypes,   kAvx2BlockKernels, kAvx2CodePanelKernels, &kAvx2CodeKernels, &kAvx2PanelKernel};
+const IsaKernels kAvx2Kernels = {Isa::avx2,         kAvx2RowKernels,  kAvx2ChannelKernels, &kAvx2VectorKernels,
+                                 kAvx2CacheKernels, kAvx2CacheTypes,  kAvx2BlockKernels,   kAvx2CodePanelKernels,
+                                 &kAvx2CodeKernels, &kAvx2PanelKernel};
 
 // AVX2's with other products of codes. The table of packed codes has AVX2's functions of floats in it: it is made here
 // because a file with an instruction set's own flags may run nothing before that set is known to be there.

@@ -1,4 +1,5 @@
-// Products of codes with AVX-512 (F, BW, DQ, VL, VNNI). Compiled with its flags: see kernels_isa.h for what must not be used here.
+// Products of codes with AVX-512 (F, BW, DQ, VL, VNNI). Compiled with its flags: see kernels_isa.h for what must not be
+// used here.
 #include "inference/block_vnni.h"
 #include "inference/channel_vnni.h"
 #include "inference/code_panel_vnni.h"
@@ -9,7 +10,7 @@ const BlockKernel kAvx512BlockKernels[kBlockTypes] = {
     kBlockKernel<DType::Q2_0, Q2_0>,
     kBlockKernel<DType::Q4_0, Q4_0>,
     kBlockKernel<DType::Q8_0, Q8_0>,
-    {DType::Q6_K, kIsa, one_by_one<dot_q6_k>, nullptr},
+    {DType::Q6_K, kIsa, multiply_q6_k, nullptr},
 };
 
 const ChannelKernel kAvx512ChannelKernels[kChannelTypes] = {

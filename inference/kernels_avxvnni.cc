@@ -9,7 +9,7 @@ const BlockKernel kAvxVnniBlockKernels[kBlockTypes] = {
     kBlockKernel<DType::Q2_0, Q2_0>,
     kBlockKernel<DType::Q4_0, Q4_0>,
     kBlockKernel<DType::Q8_0, Q8_0>,
-    {DType::Q6_K, kIsa, one_by_one<dot_q6_k>, nullptr},
+    {DType::Q6_K, kIsa, multiply_q6_k, nullptr},
 };
 
 const ChannelKernel kAvxVnniChannelKernels[kChannelTypes] = {

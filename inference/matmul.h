@@ -62,7 +62,7 @@ class MatmulInput {
   // In 8 bits, by coded_scale_ or, 0, by blocks.
   bool is_coded_ = false, has_code_panels_ = false;
   float coded_scale_ = 0.0f;
-  int64_t code_stride_ = 0;                                   // cols rounded up to kCodeBlock; what is added is 0
+  int64_t code_stride_ = 0;                             // cols rounded up to kCodeBlock; what is added is 0
   Lines<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
   Lines<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
   Lines<float> panel_scales_, panel_sums_;

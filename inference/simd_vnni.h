@@ -71,7 +71,9 @@ inline float sum_lanes(Floats v) { return _mm512_reduce_add_ps(v); }
 // The first n lanes, of which there may be more than there are in a vector; the others 0, and not read.
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>(n < 16 ? (1u << n) - 1 : 0xffffu); }
 inline Floats load_lanes(const float* p, int64_t n) { return n >= 16 ? load(p) : _mm512_maskz_loadu_ps(first(n), p); }
-inline Ints load_lanes(const int32_t* p, int64_t n) { return n >= 16 ? load(p) : _mm512_maskz_loadu_epi32(first(n), p); }
+inline Ints load_lanes(const int32_t* p, int64_t n) {
+  return n >= 16 ? load(p) : _mm512_maskz_loadu_epi32(first(n), p);
+}
 inline void store_lanes(float* p, int64_t n, Floats v) { _mm512_mask_storeu_ps(p, first(n), v); }
 inline void store_lanes(int32_t* p, int64_t n, Ints v) { _mm512_mask_storeu_epi32(p, first(n), v); }
 // 16 bytes as floats.
