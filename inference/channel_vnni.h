@@ -71,7 +71,7 @@ struct CodeSums {
   CodeSum<bits> of0, of1;  // of two rows of activations; the second may be idle
   CodeSums<bits, kOutputs - 1, kRows> rest;
   void add(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t x_stride) {
-    add_bytes(load(w), x, x_stride, kVector);
+    add_bytes(load_weights(w), x, x_stride, kVector);
     rest.add(w + w_stride, w_stride, x, x_stride);
   }
   void add_last(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t x_stride, int64_t bytes) {

@@ -29,6 +29,12 @@ using Ints = __m512i;  // lanes of 32 bits, or bytes
 using Floats = __m512;
 
 inline Ints load(const void* p) { return _mm512_loadu_si512(p); }
+// In halves, of which every other one lies across two cache lines: from rows that begin anywhere in a line, memory
+// delivers half as much to loads of 64 bytes, all of which do.
+inline Ints load_weights(const uint8_t* p) {
+  const auto half = [](const uint8_t* q) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)); };
+  return _mm512_inserti64x4(_mm512_castsi256_si512(half(p)), half(p + 32), 1);
+}
 inline void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
 inline Ints zero() { return _mm512_setzero_si512(); }
 inline Ints splat_byte(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
@@ -91,6 +97,7 @@ using Ints = __m256i;
 using Floats = __m256;
 
 inline Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Ints load_weights(const uint8_t* p) { return load(p); }
 inline void store(void* p, Ints v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline Ints zero() { return _mm256_setzero_si256(); }
 inline Ints splat_byte(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
