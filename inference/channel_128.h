@@ -17,7 +17,7 @@ constexpr int64_t padded(int64_t cols) {
   return (cols + kCodes - 1) / kCodes * kCodes;
 }
 
-constexpr int64_t row_stride(int64_t cols) { return (cols + 127) / 128 * 128 + 32; }  // arranged_bytes
+constexpr int64_t row_stride(int64_t cols) { return (cols + 127) / 128 * 128 + 64; }  // arranged_bytes
 
 template <int bits>
 void arrange(const int8_t* codes, int64_t cols, int8_t* out) {

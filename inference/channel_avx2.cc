@@ -240,7 +240,7 @@ struct Sums<bits, 0, kRows> {
 template <int bits, int kOutputs, int kRows>
 void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, int64_t cols, int32_t* sums, int64_t stride) {
   constexpr int64_t kCodes = kStep * 8 / bits, kSteps = Sum<bits>::kSteps;
-  const int64_t x_stride = (cols + 127) / 128 * 128 + 32, whole = cols / kCodes;
+  const int64_t x_stride = (cols + 127) / 128 * 128 + 64, whole = cols / kCodes;
   Sums<bits, kOutputs, kRows> all;
   for (int64_t step = 0; step < whole; step += kSteps) {
     const int64_t end = whole < step + kSteps ? whole : step + kSteps;
@@ -280,7 +280,7 @@ void multiply_all(const uint8_t* w, int64_t w_stride, int64_t outputs, const int
     multiply_rows<bits, 1, kRows>(w + o * w_stride, w_stride, x, cols, sums + o * kRows, kRows);
   for (int64_t r = 0; bits != 8 && r < kRows; ++r) {  // what the offset of the codes adds to a sum
     int32_t total;
-    copy(&total, x + r * ((cols + 127) / 128 * 128 + 32) + padded<bits>(cols), sizeof total);
+    copy(&total, x + r * ((cols + 127) / 128 * 128 + 64) + padded<bits>(cols), sizeof total);
     for (int64_t i = 0; i < outputs; ++i) sums[i * kRows + r] -= total * (1 << (bits - 1));
   }
 }

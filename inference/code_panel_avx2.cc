@@ -7,123 +7,16 @@
 // in 16 bits too. Of 2 bits, 0..3: 768, and the 32 of 128 columns 24576. Weights of 8 bits come as two planes of 4.
 #include <immintrin.h>
 
+#include "inference/code_unpack_avx2.h"
 #include "inference/kernels_isa.h"
 
 namespace qat {
 namespace {
 
-constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;  // blocks of format/grid.h
-constexpr int64_t kScales = kCodeDepth / 16;                                    // room for a row's
+constexpr int64_t kScales = kCodeDepth / 16;  // room for a row's
 
-__m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 void store32(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
-float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
-__m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-__m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-
-// ---- Unpacking: 32 codes at a time, as unsigned bytes in order.
-
-__m256i join(__m128i low, __m128i high) { return _mm256_set_m128i(high, low); }
-
-// 4 bits, two neighbours to a byte.
-__m256i spread_4(__m128i bytes) {
-  const __m128i mask = _mm_set1_epi8(15);
-  const __m128i even = _mm_and_si128(bytes, mask), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  return join(_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd));
-}
-
-// 2 bits, four neighbours to a byte: every byte stands four times, in a lane of 32 bits; the upper two are shifted by 4
-// bits, then every other one by 2, and each keeps the lowest two.
-__m256i spread_2(const uint8_t* p) {
-  int64_t bytes;
-  __builtin_memcpy(&bytes, p, 8);
-  const __m256i index =
-      _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
-  const __m256i copies = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), index);
-  const __m256i zero_two = _mm256_blend_epi16(copies, _mm256_srli_epi32(copies, 4), 0xaa);
-  const __m256i shifted = _mm256_srli_epi16(zero_two, 2);
-  const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
-  return _mm256_and_si256(_mm256_blendv_epi8(zero_two, shifted, odd), _mm256_set1_epi8(3));
-}
-
-// The last `cols` (below 32) codes of a row, read through a copy.
-template <int bits>
-const uint8_t* last_bytes(const uint8_t* row, int64_t cols, uint8_t* copy) {
-  __builtin_memset(copy, 0, 32);
-  __builtin_memcpy(copy, row, static_cast<size_t>((cols * bits + 7) / 8));
-  return copy;
-}
-
-void unpack_i2(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
-  uint8_t last[32];
-  for (int64_t k = 0; k < cols; k += 32, row += 8)
-    store32(codes + k, spread_2(cols - k < 32 ? last_bytes<2>(row, cols - k, last) : row));
-}
-
-void unpack_i4(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
-  uint8_t last[32];
-  for (int64_t k = 0; k < cols; k += 32, row += 16)
-    store32(codes + k, spread_4(load16(cols - k < 32 ? last_bytes<4>(row, cols - k, last) : row)));
-}
-
-// code + 128, its high four bits and its low four.
-void store_planes(__m256i code, uint8_t* codes) {
-  const __m256i unsigned_code = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
-  store32(codes, high_nibbles(unsigned_code));
-  store32(codes + kCodeDepth, low_nibbles(unsigned_code));
-}
-
-void unpack_i8(const uint8_t* row, int64_t cols, uint8_t* codes, float*) {
-  uint8_t last[32];
-  for (int64_t k = 0; k < cols; k += 32, row += 32)
-    store_planes(load32(cols - k < 32 ? last_bytes<8>(row, cols - k, last) : row), codes + k);
-}
-
-void unpack_q2_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
-  for (int64_t k = 0; k < cols; k += 64, row += kQ2Bytes, scales += 2) {
-    scales[0] = scales[1] = half_at(row);
-    store32(codes + k, spread_2(row + 2));
-    store32(codes + k + 32, spread_2(row + 10));
-  }
-}
-
-void unpack_q4_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
-  const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4);
-  for (int64_t k = 0; k < cols; k += 32, row += kQ4Bytes, ++scales) {
-    *scales = half_at(row);
-    store32(codes + k, low_nibbles(_mm256_srlv_epi64(_mm256_broadcastsi128_si256(load16(row + 2)), shift)));
-  }
-}
-
-void unpack_q8_0(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
-  for (int64_t k = 0; k < cols; k += 32, row += kQ8Bytes, ++scales) {
-    *scales = half_at(row);
-    store_planes(load32(row + 2), codes + k);
-  }
-}
-
-// The low four bits of the codes as they are stored, the high two beside them.
-void unpack_q6_k(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales) {
-  const __m256i two = _mm256_set1_epi8(3);
-  for (int64_t k = 0; k < cols; k += 128, codes += 128) {
-    const int64_t half = k / 128 % 2;
-    const __m256i ql0 = load32(row + 64 * half), ql1 = load32(row + 64 * half + 32);
-    const __m256i qh = load32(row + 128 + 32 * half);
-    const auto high = [&](int bits) { return _mm256_and_si256(_mm256_srli_epi16(qh, bits), two); };
-    store32(codes, high(0));
-    store32(codes + 32, high(2));
-    store32(codes + 64, high(4));
-    store32(codes + 96, high(6));
-    store32(codes + kCodeDepth, low_nibbles(ql0));
-    store32(codes + kCodeDepth + 32, low_nibbles(ql1));
-    store32(codes + kCodeDepth + 64, high_nibbles(ql0));
-    store32(codes + kCodeDepth + 96, high_nibbles(ql1));
-    const float d = half_at(row + 208);
-    for (int64_t g = 0; g < 8; ++g) *scales++ = d * static_cast<float>(static_cast<int8_t>(row[192 + 8 * half + g]));
-    if (half == 1) row += kQ6Bytes;
-  }
-}
 
 // ---- Products: 4 rows of bytes against n vectors of 8 rows of activations.
 
@@ -272,13 +165,13 @@ void multiply_channels(const CodePanel& x, int64_t cols, const uint8_t* codes, c
 }  // namespace
 
 const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes] = {
-    {DType::Q2_0, Isa::avx2, 32, 1, 1, unpack_q2_0, multiply_blocks<32, 1, 1>},
-    {DType::Q4_0, Isa::avx2, 32, 1, 8, unpack_q4_0, multiply_blocks<32, 1, 8>},
-    {DType::Q8_0, Isa::avx2, 32, 2, 128, unpack_q8_0, multiply_blocks<32, 2, 128>},
-    {DType::Q6_K, Isa::avx2, 16, 2, 32, unpack_q6_k, multiply_blocks<16, 2, 32>},
-    {DType::I2, Isa::avx2, 0, 1, 2, unpack_i2, multiply_channels<32, 1>},
-    {DType::I4, Isa::avx2, 0, 1, 8, unpack_i4, multiply_channels<8, 1>},
-    {DType::I8, Isa::avx2, 0, 2, 128, unpack_i8, multiply_channels<8, 2>},
+    {DType::Q2_0, Isa::avx2, 32, 1, 1, unpacking::unpack_q2_0, multiply_blocks<32, 1, 1>},
+    {DType::Q4_0, Isa::avx2, 32, 1, 8, unpacking::unpack_q4_0, multiply_blocks<32, 1, 8>},
+    {DType::Q8_0, Isa::avx2, 32, 2, 128, unpacking::unpack_q8_0<2>, multiply_blocks<32, 2, 128>},
+    {DType::Q6_K, Isa::avx2, 16, 2, 32, unpacking::unpack_q6_k<2>, multiply_blocks<16, 2, 32>},
+    {DType::I2, Isa::avx2, 0, 1, 2, unpacking::unpack_i2, multiply_channels<32, 1>},
+    {DType::I4, Isa::avx2, 0, 1, 8, unpacking::unpack_i4, multiply_channels<8, 1>},
+    {DType::I8, Isa::avx2, 0, 2, 128, unpacking::unpack_i8<2>, multiply_channels<8, 2>},
 };
 
 }  // namespace qat

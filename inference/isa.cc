@@ -21,6 +21,21 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
+bool has_avxvnni() {
+  unsigned eax, ebx, ecx, edx;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+bool has_avx512() {
+  unsigned eax, ebx, ecx, edx;
+  if (!has_avx2() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kNeeded = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+  if ((ebx & kNeeded) != kNeeded || (ecx & bit_AVX512VNNI) == 0) return false;
+  // XCR0: that the system keeps the registers: of 128 and 256 bits, masks, upper halves, registers 16 to 31. AVX2's
+  // test has seen that there is such a thing to ask.
+  unsigned low, high;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & 0xe6) == 0xe6;
+}
 #elif defined(__aarch64__)
 // Bits of Linux's arm64 ABI.
 bool has_neon() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }                 // HWCAP_ASIMDDP
@@ -39,6 +54,8 @@ constexpr IsaRow kTable[] = {
     {Isa::portable, "portable", "", nullptr},
 #if defined(__x86_64__)
     {Isa::avx2, "avx2", "AVX2, FMA and F16C", has_avx2},
+    {Isa::avxvnni, "avxvnni", "AVX-VNNI", has_avxvnni},
+    {Isa::avx512, "avx512", "AVX-512 F, BW, DQ, VL and VNNI", has_avx512},
 #elif defined(__aarch64__)
     {Isa::neon, "neon", "dot products of bytes (FEAT_DotProd)", has_neon},
     {Isa::i8mm, "i8mm", "products of matrices of bytes (FEAT_I8MM)", has_i8mm},

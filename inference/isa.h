@@ -6,9 +6,10 @@
 namespace qat {
 
 // scalar is the reference: plain loops, sums in double. The others compute the same up to rounding and summation order.
-// portable is vectors of 128 bits on any processor; avx2 is AVX2 with FMA and F16C; neon is ARM's vectors with dot
-// products of bytes (FEAT_DotProd); i8mm adds products of matrices of bytes (FEAT_I8MM).
-enum class Isa { scalar, portable, avx2, neon, i8mm };
+// portable is vectors of 128 bits on any processor; avx2 is AVX2 with FMA and F16C; avxvnni adds dot products of bytes
+// (AVX-VNNI), avx512 the same in 512 bits (AVX-512 F, BW, DQ, VL and VNNI); neon is ARM's vectors with dot products of
+// bytes (FEAT_DotProd); i8mm adds products of matrices of bytes (FEAT_I8MM).
+enum class Isa { scalar, portable, avx2, avxvnni, avx512, neon, i8mm };
 
 const char* isa_name(Isa isa);
 // Those that this build has kernels for, slowest first.

@@ -1,5 +1,6 @@
 #include "inference/kernels.h"
 
+#include <array>
 #include <vector>
 
 #include "format/error.h"
@@ -8,6 +9,34 @@
 namespace qat {
 namespace {
 
+#if defined(__x86_64__)
+const IsaKernels kAvx2Kernels = {Isa::avx2,         kAvx2RowKernels,  kAvx2ChannelKernels, &kAvx2VectorKernels,
+                                 kAvx2CacheKernels, kAvx2CacheTypes,  kAvx2BlockKernels,   kAvx2CodePanelKernels,
+                                 &kAvx2CodeKernels, &kAvx2PanelKernel};
+
+// AVX2's with other products of codes. The table of packed codes has AVX2's functions of floats in it: it is made here
+// because a file with an instruction set's own flags may run nothing before that set is known to be there.
+using ChannelTable = std::array<ChannelKernel, kChannelTypes>;
+ChannelTable with_floats(const ChannelKernel* products) {
+  ChannelTable table;
+  for (size_t i = 0; i < table.size(); ++i) {
+    const ChannelKernel &floats = kAvx2ChannelKernels[i], &codes = products[i];
+    QAT_CHECK(floats.type == codes.type);
+    table[i] = {codes.type, codes.isa, floats.decode, floats.dot, codes.multiply, codes.arrange};
+  }
+  return table;
+}
+
+IsaKernels over_avx2(Isa isa, const BlockKernel* blocks, const ChannelTable& channels, const CodePanelKernel* panels) {
+  IsaKernels kernels = kAvx2Kernels;
+  kernels.isa = isa;
+  kernels.blocks = blocks;
+  kernels.channels = channels.data();
+  kernels.code_panels = panels;
+  return kernels;
+}
+#endif
+
 // Slowest first, as built_isas() has them.
 std::vector<IsaKernels> gather() {
   std::vector<IsaKernels> all;
@@ -15,8 +44,10 @@ std::vector<IsaKernels> gather() {
                  nullptr, nullptr, nullptr, nullptr});
   all.push_back(kPortableKernels);
 #if defined(__x86_64__)
-  all.push_back({Isa::avx2, kAvx2RowKernels, kAvx2ChannelKernels, &kAvx2VectorKernels, kAvx2CacheKernels,
-                 kAvx2CacheTypes, kAvx2BlockKernels, kAvx2CodePanelKernels, &kAvx2CodeKernels, &kAvx2PanelKernel});
+  static const ChannelTable vnni = with_floats(kAvxVnniChannelKernels), avx512 = with_floats(kAvx512ChannelKernels);
+  all.push_back(kAvx2Kernels);
+  all.push_back(over_avx2(Isa::avxvnni, kAvxVnniBlockKernels, vnni, kAvxVnniCodePanelKernels));
+  all.push_back(over_avx2(Isa::avx512, kAvx512BlockKernels, avx512, kAvx512CodePanelKernels));
 #elif defined(__aarch64__)
   all.push_back(kNeonKernels);
   IsaKernels i8mm = kNeonKernels;

@@ -42,7 +42,7 @@ struct ChannelKernel {
 };
 constexpr int64_t kCodeRows = 2;
 constexpr int64_t kMostCodes = (int64_t{1} << 17) - 1;
-constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 32; }
+constexpr int64_t arranged_bytes(int64_t cols) { return (cols + 127) / 128 * 128 + 64; }
 Span<const ChannelKernel> channel_kernels();
 const ChannelKernel* find_channel_kernel(DType type, Isa isa);  // nullptr: no channel-wise type
 
@@ -63,9 +63,11 @@ struct BlockKernel {
   Isa isa;
   // y[o] of `outputs` rows, `stride` bytes apart. What comes out for a row does not depend on the others.
   void (*multiply)(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y);
-  // The codes of activations in the order in which multiply() wants them; nullptr: as they are.
+  // The codes of activations in the order in which multiply() wants them, and what else it needs of them:
+  // arranged_block_bytes(cols). nullptr: as they are.
   void (*arrange)(const int8_t* codes, int64_t cols, int8_t* out);
 };
+constexpr int64_t arranged_block_bytes(int64_t cols) { return (cols + 511) / 512 * 576; }
 Span<const BlockKernel> block_kernels();
 const BlockKernel* find_block_kernel(DType type, Isa isa);  // nullptr: floats meet this type
 
@@ -100,7 +102,7 @@ struct CodePanelKernel {
   void (*unpack)(const uint8_t* row, int64_t cols, uint8_t* codes, float* scales);
   // sums[o * stride + r] += products over `cols` columns of a panel, from its first column on (the panel's pointers are
   // moved there), for o < outputs, r < width: floats, offset and scales applied, or int32 of the bare codes. Row o at
-  // codes + o * planes * kCodeDepth, scales + o * kCodeDepth / 16. Up to the next multiple of 4 of outputs is computed
+  // codes + o * planes * kCodeDepth, scales + o * kCodeDepth / 16. Up to the next multiple of 8 of outputs is computed
   // too.
   void (*multiply)(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
                    void* sums, int64_t stride);

@@ -6,6 +6,7 @@
 
 #include "inference/engine.h"
 #include "inference/kernels.h"
+#include "inference/pieces.h"
 #include "inference/thread_pool.h"
 
 namespace qat {
@@ -55,23 +56,23 @@ class MatmulInput {
   const float* x_ = nullptr;
   int64_t rows_ = 0, cols_ = 0;
   bool is_packed_ = false;
-  std::vector<float> packed_;  // panels
+  Lines<float> packed_;  // panels
   float rounded_scale_ = 0.0f;
-  std::vector<float> rounded_;  // x on the grid of that scale; 0: not yet
+  Lines<float> rounded_;  // x on the grid of that scale; 0: not yet
   // In 8 bits, by coded_scale_ or, 0, by blocks.
   bool is_coded_ = false, has_code_panels_ = false;
   float coded_scale_ = 0.0f;
-  int64_t code_stride_ = 0;                                   // cols rounded up to kCodeBlock; what is added is 0
-  std::vector<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
-  std::vector<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
-  std::vector<float> panel_scales_, panel_sums_;
-  std::vector<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
-  std::vector<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
+  int64_t code_stride_ = 0;                             // cols rounded up to kCodeBlock; what is added is 0
+  Lines<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
+  Lines<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
+  Lines<float> panel_scales_, panel_sums_;
+  Lines<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
+  Lines<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
   void (*arranged_by_)(const int8_t* codes, int64_t cols, int8_t* out) = nullptr;
-  std::vector<int8_t> arranged_;  // rows, arranged_bytes(cols) apart; or the two digits of one
+  Lines<int8_t> arranged_;  // rows, arranged_bytes(cols) apart; or the two digits of one
   bool has_digits_ = false;
   double digit_scale_ = 0.0;
-  std::vector<float> scratch_;  // per worker: weights decoded or unpacked, sums
+  Lines<float> scratch_;  // per worker: weights decoded or unpacked, sums
   size_t scratch_stride_ = 0;
 };
 

@@ -26,7 +26,7 @@ const uint8_t* row_of(const Matrix& w, int64_t row) {
 }
 
 template <class T>
-T* grown(std::vector<T>& buffer, int64_t count) {
+T* grown(Lines<T>& buffer, int64_t count) {
   if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
   return buffer.data();
 }
@@ -88,7 +88,7 @@ void MatmulInput::arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8
   if (arranged_by_ == kernel) return;
   arranged_by_ = kernel;
   const int64_t stride = arranged_bytes(cols_);
-  int8_t* out = grown(arranged_, rows_ * stride);
+  int8_t* out = grown(arranged_, std::max(rows_ * stride, arranged_block_bytes(cols_)));  // of blocks there is one row
   for (int64_t r = 0; r < rows_; ++r) kernel(codes_.data() + r * code_stride_, cols_, out + r * stride);
 }
 
@@ -178,6 +178,22 @@ void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, 
   });
 }
 
+namespace {
+
+// Asks for what part `part` of `parts` of the rows [first, first + outputs) has of columns [k, k + kCodeDepth): while
+// one block of weights meets the panels, memory brings the next, of which each row is too short a run for the hardware
+// to see it coming.
+void prefetch_block(const Matrix& w, int64_t first, int64_t outputs, int64_t k, int64_t part, int64_t parts) {
+  const auto bytes = static_cast<int64_t>(row_bytes(w.dtype, std::min(kCodeDepth, w.cols - k)));
+  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows);
+  for (int64_t row = first + outputs * part / parts; row < end; ++row) {
+    const uint8_t* from = row_of(w, row) + row_bytes(w.dtype, k);
+    for (int64_t byte = 0; byte < bytes + 63; byte += 64) __builtin_prefetch(from + std::min(byte, bytes - 1), 0, 2);
+  }
+}
+
+}  // namespace
+
 // Rows [first, first + outputs) of the weights with all rows. `room`: see multiply_code_panels.
 void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs,
                                       float* room, float* y) const {
@@ -197,6 +213,9 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
       const CodePanel panel = {panel_codes_.data() + r * code_stride_ + k * width, width,
                                panel_scales_.data() + r * blocks + k / kCodeBlock * width,
                                panel_sums_.data() + 2 * r * blocks + k / 16 * width};
+      const bool is_last = k + depth == w.cols;
+      prefetch_block(w, is_last ? first + outputs : first, outputs, is_last ? 0 : k + depth, r / kCodePanelRows,
+                     (rows_ + kCodePanelRows - 1) / kCodePanelRows);
       kernel.multiply(panel, depth, codes, scales, outputs, sums + r * kCodeOutputs, width);
     }
   }
