@@ -50,7 +50,7 @@ class Workers : public Trainer {
     });
     shared.gather();
     weights.backward();
-    std::vector<std::vector<torch::Tensor>> kinds(3);
+    std::vector<std::vector<torch::Tensor>> kinds(Trained::activation_scale + 1);
     for (const Trained& t : model.trained())
       if (t.tensor.grad().defined()) kinds[t.kind].push_back(t.tensor.grad().reshape(-1));
     std::vector<torch::Tensor> gradients;
