@@ -115,7 +115,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
     Tensor hidden_gradient, weight_gradient;
     if (gradient) {
       hidden_gradient = torch::zeros_like(hidden);
-      weight_gradient = torch::zeros_like(weight);
+      if (weight.requires_grad()) weight_gradient = torch::zeros_like(weight);  // as large as the head
     }
     for (int64_t begin = 0; begin < tokens; begin += problem->options.chunk) {
       const int64_t count = std::min(problem->options.chunk, tokens - begin);
@@ -123,7 +123,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
       if (!g.defined()) continue;
       Tensor rows = hidden_gradient.narrow(0, begin, count);
       torch::mm_out(rows, g, weight);
-      weight_gradient.addmm_(g.t(), hidden.narrow(0, begin, count));
+      if (weight_gradient.defined()) weight_gradient.addmm_(g.t(), hidden.narrow(0, begin, count));
     }
     const Tensor kl = sums.kl / static_cast<double>(tokens);
     const Tensor cross_entropy = sums.cross_entropy / static_cast<double>(std::max<int64_t>(with_target, 1));
@@ -138,7 +138,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
     const Tensor scale = gradients[0].to(saved[0].scalar_type());
-    return {saved[0] * scale, saved[1] * scale, Tensor()};
+    return {saved[0] * scale, saved[1].defined() ? saved[1] * scale : Tensor(), Tensor()};
   }
 };
 
