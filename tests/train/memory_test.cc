@@ -59,12 +59,14 @@ class Memory : public Trainer {
 
 TEST_F(Memory, IsWithin15PercentOfWhatARunTakes) {
   if (QAT_SANITIZED) GTEST_SKIP() << "sanitizers have memory of their own";
-  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile");
+  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile"), lora = large("lora");
+  lora.lora_rank = 4;
+  lora.batch = 32;
   checkpointed.gradient_checkpointing = true;
   mobile.plan = "mobile";
   mobile.batch = 32;
   mobile.activations_after = 0.0;
-  for (const Recipe& r : {plain, checkpointed, mobile}) {
+  for (const Recipe& r : {plain, checkpointed, mobile, lora}) {
     const double need = static_cast<double>(need_of(r).total()) / 1e6, measured = measured_mb(r);
     EXPECT_NEAR(need, measured, 0.15 * measured) << r.out;
   }
@@ -83,6 +85,8 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
       2.0, 0.05);
   EXPECT_LT(change([](Recipe& r) { r.gradient_checkpointing = true; }).activations, base.activations / 2);
   EXPECT_LT(change([](Recipe& r) { r.optimizer = "adamw8bit"; }).optimizer, base.optimizer / 2);
+  EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).optimizer, base.optimizer / 5);
+  EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
   EXPECT_GT(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
   EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales
