@@ -110,6 +110,11 @@ const std::vector<Key>& keys() {
       {"train", "relative_lr", &Recipe::relative_lr, {0, 10}, fixed,
        "peak learning rate of weights on grids of learned scales, in units of their scale; 0: lr is theirs too"},
       {"train", "norm_lr", &Recipe::norm_lr, {0, 10}, fixed, "peak learning rate of norms; 0: lr is theirs too"},
+      {"train", "lora_rank", &Recipe::lora_rank, {0, 4096}, fixed,
+       "trains adapters of this rank (LoRA), inside the rounding, and weight scales, instead of weights; embeddings, head "
+       "and norms stay; 0: weights are trained"},
+      {"train", "lora_alpha", &Recipe::lora_alpha, {1e-3, 1e6}, fixed,
+       "what adapters add to a weight is lora_alpha / lora_rank times their product"},
       {"train", "min_lr_ratio", &Recipe::min_lr_ratio, {0, 1}, fixed, "the cosine ends at this fraction of lr"},
       {"train", "warmup", &Recipe::warmup, {0, kMaxCount}, fixed, "steps in which the learning rate rises from 0"},
       {"train", "optimizer", &Recipe::optimizer, {}, fixed,
@@ -402,6 +407,17 @@ void check_init(const Recipe& r) {
     fail("recipe: [train] blockwise: the model itself is what layers are compared with: teacher must be empty");
 }
 
+// Adapters have the learning rate lr: relative_lr and norm_lr are of what they leave alone, and say nothing here.
+void check_lora(const Recipe& r) {
+  if (r.lora_rank == 0) return;
+  if (r.plan == "none")
+    fail("recipe: [train] lora_rank: expected 0 with plan = \"none\", which has no grids to adapt weights to, found ",
+         r.lora_rank);
+  if (r.dampening > 0.0)
+    fail("recipe: [quantization] dampening: expected 0 with lora_rank = ", r.lora_rank,
+         ", since adapters cannot draw each weight to its level, found ", r.dampening);
+}
+
 void check_device(const std::string& device) {
   if (device == "cpu" || device == "cuda") return;
   const std::string prefix = "cuda:";
@@ -508,6 +524,7 @@ void validate_recipe(const Recipe& r) {
     fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup);
   check_losses(r);
   check_optimizer(r.optimizer);
+  check_lora(r);
   check_device(r.device);
 }
 

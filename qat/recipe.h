@@ -48,6 +48,8 @@ struct Recipe {
   double lr = 1e-4, min_lr_ratio = 0.1;
   double relative_lr = 0.0;         // of weights on grids of learned scales, in units of their scale; 0: lr
   double norm_lr = 0.0;             // of norms; 0: lr
+  int64_t lora_rank = 0;            // of the adapters that are trained instead of weights; 0: weights are trained
+  double lora_alpha = 16.0;         // an adapter's product counts alpha / rank times
   int64_t warmup = 50;              // steps
   std::string optimizer = "adamw";  // "adamw", "adamw8bit"
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;

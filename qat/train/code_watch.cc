@@ -15,7 +15,7 @@ torch::Tensor codes_of(const Parameter& p, const torch::Tensor& runs) {
   Parameter sample;
   sample.grid = p.grid;
   sample.frozen = p.frozen;
-  sample.master = p.master.detach().view({count, -1}).index_select(0, index);
+  sample.master = p.effective().detach().view({count, -1}).index_select(0, index);
   sample.log_scale = p.log_scale.detach().view({-1}).index_select(0, index);
   if (p.scale_sign.defined()) sample.scale_sign = p.scale_sign.view({-1}).index_select(0, index);
   return sample.codes().to(torch::kFloat32);

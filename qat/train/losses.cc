@@ -216,7 +216,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
     Tensor hidden_gradient, weight_gradient;
     if (gradient) {
       hidden_gradient = torch::zeros_like(hidden);
-      weight_gradient = torch::zeros_like(weight);
+      if (weight.requires_grad()) weight_gradient = torch::zeros_like(weight);  // as large as the head
     }
     for (int64_t begin = 0; begin < tokens; begin += problem->options.chunk) {
       const int64_t count = std::min(problem->options.chunk, tokens - begin);
@@ -224,7 +224,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
       if (!g.defined()) continue;
       Tensor rows = hidden_gradient.narrow(0, begin, count);
       torch::mm_out(rows, g, weight);
-      weight_gradient.addmm_(g.t(), hidden.narrow(0, begin, count));
+      if (weight_gradient.defined()) weight_gradient.addmm_(g.t(), hidden.narrow(0, begin, count));
     }
     const double per_token = 1.0 / static_cast<double>(tokens), t = problem->options.temperature;
     const Tensor means = torch::stack({sums.kl * per_token, sums.reverse_kl * per_token, sums.jsd * per_token,
@@ -243,7 +243,7 @@ struct ChunkedLosses : torch::autograd::Function<ChunkedLosses> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
     const Tensor scale = gradients[0].to(saved[0].scalar_type());
-    return {saved[0] * scale, saved[1] * scale, Tensor()};
+    return {saved[0] * scale, saved[1].defined() ? saved[1] * scale : Tensor(), Tensor()};
   }
 };
 

@@ -15,6 +15,7 @@
 #include "format/error.h"
 #include "format/mobile.h"
 #include "qat/progress.h"
+#include "qat/train/lora.h"
 #include "qat/train/ops.h"
 #include "qat/train/optimizer.h"
 #include "qat/train/workers.h"
@@ -98,7 +99,7 @@ int64_t kept_floats(const ModelConfig& c, bool checkpointing, const Parts& p) {
 // --- Weights ---
 
 struct Weights {
-  int64_t trained = 0;                                        // elements that the optimizer moves, scales included
+  int64_t trained = 0;  // elements that a worker has gradients of, scales included
   int64_t model = 0, optimizer = 0, leaves = 0, largest = 0;  // bytes
 };
 
@@ -108,6 +109,7 @@ Weights weights_of(const Recipe& recipe, const Plan& plan, const FloatCheckpoint
     if (recipe.optimizer != "adamw8bit" || n < kLeastCoded) return 2 * kFloat * n;
     return 2 * n + 2 * kFloat * ((n + kMomentBlock - 1) / kMomentBlock);
   };
+  const bool lora = recipe.lora_rank > 0;
   Weights w;
   for (const TensorInfo& info : checkpoint.table()) {
     const int64_t n = elements(info), cols = info.shape.back();
@@ -116,9 +118,12 @@ Weights weights_of(const Recipe& recipe, const Plan& plan, const FloatCheckpoint
                            : code_bits(grid) != 0 ? n / cols * mobile_scales_per_row(checkpoint.config(), info)
                                                   : 0;
     w.model += kFloat * (n + (grid == DType::F32 ? 0 : n) + 3 * scales);  // a scale, its sign, as the step uses it
-    if (info.kind == TensorKind::scalar) continue;
+    if (info.kind == TensorKind::scalar || (lora && !takes_adapter(info, grid))) continue;
     w.trained += n + scales;
-    w.optimizer += moments(n) + moments(scales) + (recipe.average > 0.0 ? kFloat * (n + scales) : 0);
+    std::vector<int64_t> moved = {n, scales};
+    if (lora) moved = {recipe.lora_rank * cols, recipe.lora_rank * (n / cols), scales};
+    for (const int64_t m : moved) w.optimizer += moments(m) + (recipe.average > 0.0 ? kFloat * m : 0);
+    if (lora) w.model += 2 * kFloat * recipe.lora_rank * (cols + n / cols);  // the adapter and its gradient
     w.leaves += kFloat * n;
     w.largest = std::max(w.largest, kFloat * n);
   }
@@ -246,11 +251,14 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
   parts.cached = plan.mobile && (plan.kv_sliding_bits != 0 || plan.kv_global_bits != 0);
   parts.positions = parts.loops || kHasFusedAttention ? 0 : recipe.sequence;
   const int64_t logits = workers * chunk * c.vocab * ((teacher != nullptr ? 2 : 1) + (parts.loops ? 0 : 3));
-  const int64_t head_gradient = 2 * workers * c.vocab * c.hidden;
+  const bool lora = recipe.lora_rank > 0;
+  const int64_t head_gradient = lora ? 0 : 2 * workers * c.vocab * c.hidden;
   const int64_t round = kFloat * (tokens * (kept_floats(c, recipe.gradient_checkpointing, parts) + 3 * c.hidden) +
                                   logits + head_gradient);
   need.activations = round;
-  need.gradients = workers * weights.leaves + weights.largest;
+  // Adapters: the first worker's go on at once, and then a matrix, its sum, that sum rounded and its gradient exist.
+  need.gradients =
+      lora ? (workers - 1) * weights.leaves + 4 * weights.largest : workers * weights.leaves + weights.largest;
   return need;
 }
 
@@ -280,6 +288,7 @@ void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe) {
   if (recipe.loss_chunk > 256) add("a smaller loss_chunk");
   if (recipe.optimizer == "adamw") add("optimizer = \"adamw8bit\"");
   if (recipe.sequence > 256) add("a shorter sequence");
+  if (recipe.lora_rank == 0 && recipe.plan != "none") add("lora_rank = 16");
   fail("this run ", memory_text(need, free), (advice.empty() ? "" : ": try ") + advice);
 }
 

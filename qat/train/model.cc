@@ -212,12 +212,29 @@ void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>&
   if (plan.mobile) static_grids_ = StaticGrids(config_, table_, plan, resolved, device_);
 }
 
+void Model::adapt(const AdapterOptions& options) {
+  std::map<std::string, PlanEntry> grids;
+  for (const Parameter& p : parameters_) grids[p.info.name].grid = p.grid;
+  check_rank(table_, grids, options.rank);
+  std::mt19937_64 random(options.seed);
+  for (Parameter& p : parameters_) {
+    p.trained = false;
+    p.master.requires_grad_(false);
+    if (takes_adapter(p.info, p.grid)) p.adapter = make_adapter(p.info, options, random, device_);
+    else if (p.log_scale.defined()) p.log_scale.requires_grad_(false);
+  }
+}
+
 std::vector<Trained> Model::trained() const {
   std::vector<Trained> all;
   for (const Parameter& p : parameters_) {
-    if (!p.trained) continue;
-    all.push_back({p.info.name, p.master, p.info.shape.size() == 1 ? Trained::norm : Trained::weight, p.log_scale});
-    if (p.log_scale.defined()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale, {}});
+    if (p.trained)
+      all.push_back({p.info.name, p.master, p.info.shape.size() == 1 ? Trained::norm : Trained::weight, p.log_scale});
+    if (p.adapter.defined()) {
+      all.push_back({p.info.name + ".lora_A", p.adapter.a, Trained::weight, {}});
+      all.push_back({p.info.name + ".lora_B", p.adapter.b, Trained::weight, {}});
+    }
+    if (p.learns_scale()) all.push_back({p.info.name + ".log_scale", p.log_scale, Trained::weight_scale, {}});
   }
   for (const StaticGrids::Grid& grid : static_grids_.all())
     all.push_back({grid.name, grid.log_scale, Trained::activation_scale, {}});
@@ -227,7 +244,7 @@ std::vector<Trained> Model::trained() const {
 void Model::freeze_codes() {
   const torch::NoGradGuard no_grad;
   for (Parameter& p : parameters_)
-    if (p.log_scale.defined()) p.master.detach().copy_(p.codes());
+    if (p.learns_scale()) p.master.detach().copy_(p.codes());
   mark_frozen();
 }
 
@@ -238,13 +255,16 @@ void Model::draw_to_levels(double strength) {
 }
 
 void Model::mark_frozen() {
-  for (Parameter& p : parameters_) p.frozen = p.log_scale.defined();
+  for (Parameter& p : parameters_) {
+    p.frozen = p.learns_scale();
+    p.master_moved = p.master_moved || p.frozen;
+  }
 }
 
 torch::Tensor Parameter::codes() const {
   if (frozen) return master.detach().cpu().contiguous().to(torch::kInt8);
-  if (scale_sign.defined()) return block_codes(master, log_scale, scale_sign);
-  return channel_codes(master, log_scale, code_bits(grid));
+  if (scale_sign.defined()) return block_codes(effective(), log_scale, scale_sign);
+  return channel_codes(effective(), log_scale, code_bits(grid));
 }
 
 torch::Tensor Parameter::scales() const {
@@ -253,13 +273,13 @@ torch::Tensor Parameter::scales() const {
 
 torch::Tensor Parameter::quantized(bool pass_clipped) const {
   if (scale_sign.defined()) {
-    if (!frozen) return block_quantize(master, log_scale, scale_sign, pass_clipped);
+    if (!frozen) return block_quantize(effective(), log_scale, scale_sign, pass_clipped);
     return frozen_block_quantize(master.detach().to(torch::kInt8), log_scale, scale_sign);
   }
   const int bits = code_bits(grid);
-  if (bits == 0) return fake_quantize(master, grid);
+  if (bits == 0) return fake_quantize(effective(), grid);
   if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);
-  return channel_quantize(master, log_scale, bits, pass_clipped);
+  return channel_quantize(effective(), log_scale, bits, pass_clipped);
 }
 
 ForwardWeights Model::forward_weights() const {
@@ -279,6 +299,10 @@ StepWeights::StepWeights(Model& model) {
     torch::Tensor& used = forward_.at(parameter.info);
     if (parameter.grid == DType::F32) {
       used = parameter.master;  // nothing to round: the forward pass uses the master itself
+      continue;
+    }
+    if (parameter.adapter.defined()) {
+      used = quantized_for_step(parameter, model.pass_clipped);
       continue;
     }
     const torch::Tensor value = parameter.quantized(model.pass_clipped);

@@ -10,6 +10,7 @@
 
 #include "fakequant/libtorch.h"
 #include "format/checkpoint.h"
+#include "qat/train/lora.h"
 #include "qat/train/static_grids.h"
 
 namespace qat {
@@ -39,7 +40,14 @@ struct Parameter {
   // its sign, which stays (fakequant/block_scale.h). Undefined for other grids.
   torch::Tensor log_scale, scale_sign;
   bool frozen = false;
-  // The master as the forward pass multiplies by it. Differentiable in the master and log_scale.
+  Adapter adapter;  // what is trained instead of the master; undefined: none, and once frozen it has no effect
+  // With adapters: the master is no longer what the model's file holds, so that a checkpoint of the run has to.
+  bool master_moved = false;
+  bool learns_scale() const { return log_scale.defined() && log_scale.requires_grad(); }
+  // What is rounded: the master, with its adapter added.
+  torch::Tensor effective() const { return adapter.defined() && !frozen ? adapted(master, adapter) : master; }
+  // The effective master as the forward pass multiplies by it. Differentiable in the master or its adapter, and in
+  // log_scale.
   torch::Tensor quantized(bool pass_clipped) const;
   // Where log_scale is defined. Codes: int8, info.shape, on the CPU; scales: float32 with their sign, as files hold
   // them.
@@ -70,9 +78,11 @@ class Model {
   // a search finds the least squared error, those of Q4_0 where llama-quantize has them (initialize.h moves both);
   // those of activations and caches are off until they are calibrated.
   void apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>& resolved);
+  // After apply_plan(): every weight stays, and what takes_adapter() gets one. Throws Error as check_rank().
+  void adapt(const AdapterOptions& options);
   StaticGrids& static_grids() { return static_grids_; }
   const StaticGrids& static_grids() const { return static_grids_; }
-  std::vector<Trained> trained() const;  // of everything, frozen or not: what a checkpoint of the run holds
+  std::vector<Trained> trained() const;  // frozen or not: what a checkpoint of the run holds
   // Codes on grids of learned scales stay what they are now; their scales, norms and the rest go on learning.
   void freeze_codes();
   // Against oscillation: masters on grids of learned scales go `strength` (0 to 1) of the way to their level. A weight
@@ -93,7 +103,8 @@ class Model {
 
 // The weights of one optimizer step: each tensor is rounded onto its grid once, and the rounding is cut out of the
 // graph of the forward pass, so that any number of forward and backward passes may share it. backward() then sends the
-// gradients that they left through the fake-quantizer to the masters, whose grad() it sets.
+// gradients that they left through the fake-quantizer to the masters, whose grad() it sets; to adapters they have gone
+// by then (quantized_for_step).
 class StepWeights {
  public:
   explicit StepWeights(Model& model);

@@ -13,7 +13,7 @@
 namespace qat {
 namespace {
 
-torch::Tensor on_host(const Parameter& parameter) { return parameter.master.detach().cpu().contiguous(); }
+torch::Tensor on_host(const Parameter& parameter) { return parameter.effective().detach().cpu().contiguous(); }
 
 // config.json says in which type transformers loads the weights.
 void set_config_dtype(const std::string& directory) {

@@ -1,5 +1,7 @@
 #include "qat/train/run_state.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -69,8 +71,11 @@ std::vector<StateTensor> state_tensors(const Model& model, AdamW& optimizer, Ave
     if (averages.on()) state.push_back({"average." + t.name, averages.means()[i]});
     ++i;
   }
-  for (const Parameter& p : model.parameters())
+  for (const Parameter& p : model.parameters()) {
     if (p.scale_sign.defined()) state.push_back({p.info.name + ".scale_sign", p.scale_sign});
+    if (p.log_scale.defined() && !p.learns_scale()) state.push_back({p.info.name + ".log_scale", p.log_scale});
+    if (!p.trained && p.master_moved) state.push_back({p.info.name, p.master.detach()});
+  }
   for (const auto& [name, tensor] : watch.state()) state.push_back({name, tensor});
   return state;
 }
@@ -93,6 +98,15 @@ uint64_t metadata_number(const Safetensors& file, const std::string& key) {
 
 }  // namespace
 
+uint64_t hash_weights(const Model& model) {
+  uint64_t hash = 0;
+  for (const Parameter& p : model.parameters()) {
+    const torch::Tensor host = p.master.detach().cpu().contiguous();
+    hash = XXH3_64bits_withSeed(host.data_ptr(), host.nbytes(), hash);
+  }
+  return hash;
+}
+
 std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, Averages& averages,
                      const CodeWatch& watch) {
   const std::string& out = info.recipe.out;
@@ -106,6 +120,7 @@ std::string save_run(const RunInfo& info, const Model& model, AdamW& optimizer, 
                          {{"step", std::to_string(info.step)},
                           {"recipe", recipe_to_toml(info.recipe)},
                           {"data_hash", std::to_string(info.data_hash)},
+                          {"model_hash", std::to_string(info.model_hash)},
                           {"threads", std::to_string(info.threads)},
                           {"averaged", std::to_string(averages.updates)}});
   for (const StateTensor& s : state) {
@@ -137,6 +152,7 @@ RunInfo read_run_info(const std::string& path) {
   info.step = static_cast<int64_t>(metadata_number(file, "step"));
   info.recipe = recipe_from_toml(metadata_value(file, "recipe"), path + ": recipe");
   info.data_hash = metadata_number(file, "data_hash");
+  if (file.metadata().count("model_hash") > 0) info.model_hash = metadata_number(file, "model_hash");
   info.threads = static_cast<int64_t>(metadata_number(file, "threads"));
   return info;
 }

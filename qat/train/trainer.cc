@@ -196,25 +196,29 @@ std::vector<ParameterRule> parameter_rules(const Model& model, const Recipe& rec
 
 // The model with its plan applied, before anybody lists what is trained.
 Model planned_model(const FloatCheckpoint& source, torch::Device device, const Plan& plan,
-                    std::map<std::string, PlanEntry>* resolved, bool pass_clipped) {
+                    std::map<std::string, PlanEntry>* resolved, const Recipe& recipe) {
   Model model(source, device);
   if (plan.keep) {
     for (auto& [name, entry] : *resolved) entry.grid = DType::F32;  // plain training: nothing is rounded
   }
-  model.pass_clipped = pass_clipped;
+  model.pass_clipped = recipe.pass_clipped;
   model.apply_plan(plan, *resolved);
+  if (recipe.lora_rank > 0) {
+    model.adapt({recipe.lora_rank, recipe.lora_alpha, recipe.seed});
+    for (Parameter& p : model.parameters()) p.master_moved = recipe.init == "gptq" && p.scale_sign.defined();
+  }
   return model;
 }
 
 Run::Run(const TrainRequest& request)
     : request_(request),
       recipe_(request.recipe),
-      info_{0, request.recipe, 0, set_threads(request.recipe.threads)},
+      info_{0, request.recipe, 0, 0, set_threads(request.recipe.threads)},
       device_(open_device(recipe_.device, recipe_.tf32)),
       source_(recipe_.model),
       plan_(plan_of(recipe_)),
       resolved_(resolve_plan(plan_, source_.table(), source_.dtypes())),
-      model_(planned_model(source_, device_, plan_, &resolved_, recipe_.pass_clipped)),
+      model_(planned_model(source_, device_, plan_, &resolved_, recipe_)),
       data_(load_training_data(recipe_, model_.config())),
       order_(data_.train.count(), recipe_.seed),
       positions_(make_positions(model_.config(), recipe_.sequence, device_)),
@@ -226,6 +230,7 @@ Run::Run(const TrainRequest& request)
       watch_(model_) {
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
   info_.data_hash = data_.hash;
+  if (recipe_.lora_rank > 0) info_.model_hash = hash_weights(model_);
   if (distills(recipe_)) {
     const FloatCheckpoint checkpoint(recipe_.teacher.empty() ? recipe_.model : recipe_.teacher);
     teacher_ = std::make_unique<Model>(checkpoint, device_);
@@ -239,6 +244,8 @@ Run::Run(const TrainRequest& request)
   }
   int64_t gradient_bytes = 0;
   for (const torch::Tensor& t : trained_) gradient_bytes += t.numel() * static_cast<int64_t>(sizeof(float));
+  for (const Parameter& p : model_.parameters())
+    if (p.adapter.defined()) gradient_bytes += p.master.numel() * static_cast<int64_t>(sizeof(float));
   workers_ = workers_for(info_.threads, recipe_.batch, gradient_bytes, device_);
   resume();
   open_cache();
@@ -310,16 +317,19 @@ void Run::resume() {
       if (saved.data_hash != data_.hash)
         fail(newest, ": the training or evaluation data is not what this run began with: expected hash ",
              saved.data_hash, ", found ", data_.hash);
+      if (saved.model_hash != info_.model_hash)
+        fail(newest, ": the weights in ", recipe_.model, " are not those whose adapters it holds: expected hash ",
+             saved.model_hash, ", found ", info_.model_hash);
       if (saved.threads != info_.threads)
         std::fprintf(
             stderr,
             "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
-      load_run(newest, model_, optimizer_, averages_, watch_);
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
       frozen_ = info_.step > stage_step(recipe_.freeze_after);
-      if (frozen_) model_.mark_frozen();
+      if (frozen_) model_.mark_frozen();  // before it is filled: a checkpoint holds what goes with its stage
+      load_run(newest, model_, optimizer_, averages_, watch_);
       std::fprintf(stderr, "resumed %s\n", newest.c_str());
     }
   } else if (!newest.empty()) {

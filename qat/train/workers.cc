@@ -81,9 +81,13 @@ void WorkerWeights::gather() {
     for (Leaf& leaf : copy.leaves) {
       torch::Tensor& gradient = leaf.copy.mutable_grad();
       if (!gradient.defined()) continue;
-      torch::Tensor& sum = leaf.original.mutable_grad();
-      if (sum.defined()) sum.add_(gradient);
-      else sum = gradient;
+      if (leaf.original.is_leaf()) {
+        torch::Tensor& sum = leaf.original.mutable_grad();
+        if (sum.defined()) sum.add_(gradient);
+        else sum = gradient;
+      } else {
+        torch::autograd::backward({leaf.original}, {gradient});  // on to the adapter that it comes from
+      }
       gradient = torch::Tensor();
     }
   }

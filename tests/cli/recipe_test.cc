@@ -102,8 +102,8 @@ TEST(Recipe, EveryKeyOfTheStructIsInTheTable) {
   const std::string text = recipe_to_toml(Recipe());
   size_t rows = 0;
   for (size_t at = text.find(" = "); at != std::string::npos; at = text.find(" = ", at + 1)) ++rows;
-  EXPECT_EQ(rows, 60u);
-  const size_t strings = 11, lists = 2, wholes = 18, numbers = 22, flags = 7;
+  EXPECT_EQ(rows, 62u);
+  const size_t strings = 11, lists = 2, wholes = 19, numbers = 23, flags = 7;
   EXPECT_EQ(strings + lists + wholes + numbers + flags, rows);
   EXPECT_EQ(sizeof(Recipe),
             strings * sizeof(std::string) + lists * sizeof(std::vector<std::string>) + (wholes + numbers + flags) * 8);
@@ -226,6 +226,12 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
               HasSubstr("init: expected plain, search or gptq, found \"gtpq\""));
   EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "adamw8"; }),
               HasSubstr("[train] optimizer: expected adamw or adamw8bit, found \"adamw8\"; did you mean"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.lora_rank = 4097; }),
+              HasSubstr("[train] lora_rank: expected whole number from 0 to 4096, found 4097"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.plan = "none", r.ce = 1, r.lora_rank = 4; }),
+              HasSubstr("[train] lora_rank: expected 0 with plan = \"none\""));
+  EXPECT_THAT(invalid([](Recipe& r) { r.dampening = 0.006, r.lora_rank = 4; }),
+              HasSubstr("[quantization] dampening: expected 0 with lora_rank = 4"));
   EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "lion"; }), Not(HasSubstr("did you mean")));
   EXPECT_EQ(invalid([](Recipe&) {}), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");

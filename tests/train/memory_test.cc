@@ -39,8 +39,8 @@ class Memory : public Trainer {
     const FloatCheckpoint model(r.model);
     return memory_need(r, plan_from_name(r.plan), model, &model, r.threads, torch::kCPU);
   }
-  // What qat-train said of itself, in MB: before it began, and what it had taken in the end. A process of its own, since
-  // the count begins with what the process has; the shell between the two keeps this one's own peak out of it.
+  // What qat-train said of itself, in MB: before it began, and what it had taken in the end. A process of its own,
+  // since the count begins with what the process has; the shell between the two keeps this one's own peak out of it.
   struct Said {
     double need = 0.0, peak = 0.0;
   };
@@ -66,12 +66,14 @@ class Memory : public Trainer {
 
 TEST_F(Memory, IsWithin15PercentOfWhatARunTakes) {
   if (QAT_SANITIZED) GTEST_SKIP() << "sanitizers have memory of their own";
-  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile");
+  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile"), lora = large("lora");
+  lora.lora_rank = 4;
+  lora.batch = 32;
   checkpointed.gradient_checkpointing = true;
   mobile.plan = "mobile";
   mobile.batch = 32;
   mobile.activations_after = 0.0;
-  for (const Recipe& r : {plain, checkpointed, mobile}) {
+  for (const Recipe& r : {plain, checkpointed, mobile, lora}) {
     const Said said = run(r);
     EXPECT_NEAR(said.need, said.peak, 0.15 * said.peak) << r.out;
   }
@@ -90,6 +92,8 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
       2.0, 0.05);
   EXPECT_LT(change([](Recipe& r) { r.gradient_checkpointing = true; }).activations, base.activations / 2);
   EXPECT_LT(change([](Recipe& r) { r.optimizer = "adamw8bit"; }).optimizer, base.optimizer / 2);
+  EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).optimizer, base.optimizer / 5);
+  EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
   EXPECT_GT(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
   EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales

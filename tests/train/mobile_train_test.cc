@@ -79,9 +79,11 @@ TEST_F(MobileTrainer, ResumingAfterEveryStepGivesTheSameBits) {
 }
 
 TEST_F(MobileTrainer, TheFileHoldsWhatTheLastForwardPassMultipliedBy) {
-  for (const double freeze_after : {0.75, 1.0}) {
+  const std::pair<double, int64_t> kinds[] = {{0.75, 0}, {1.0, 0}, {0.75, 2}, {1.0, 2}};
+  for (const auto& [freeze_after, lora_rank] : kinds) {
     Recipe r = mobile("run");
     r.freeze_after = freeze_after;
+    r.lora_rank = lora_rank;
     const std::string dump = directory_ / "dump.safetensors";
     train(r, false, dump);
     const MobileCheckpoint checkpoint(r.out + "/quantized");
