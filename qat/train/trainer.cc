@@ -205,7 +205,8 @@ Model planned_model(const FloatCheckpoint& source, torch::Device device, const P
   model.apply_plan(plan, *resolved);
   if (recipe.lora_rank > 0) {
     model.adapt({recipe.lora_rank, recipe.lora_alpha, recipe.seed});
-    for (Parameter& p : model.parameters()) p.master_moved = recipe.init == "gptq" && p.scale_sign.defined();
+    for (Parameter& p : model.parameters())
+      p.master_moved = (recipe.init == "gptq" || init_is_directory(recipe.init)) && p.scale_sign.defined();
   }
   return model;
 }
