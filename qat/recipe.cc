@@ -413,6 +413,8 @@ void check_lora(const Recipe& r) {
   if (r.plan == "none")
     fail("recipe: [train] lora_rank: expected 0 with plan = \"none\", which has no grids to adapt weights to, found ",
          r.lora_rank);
+  if (r.blockwise)
+    fail("recipe: [train] blockwise moves roundings, not adapters: lora_rank: expected 0, found ", r.lora_rank);
   if (r.dampening > 0.0)
     fail("recipe: [quantization] dampening: expected 0 with lora_rank = ", r.lora_rank,
          ", since adapters cannot draw each weight to its level, found ", r.dampening);

@@ -233,6 +233,8 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.dampening = 0.006, r.lora_rank = 4; }),
               HasSubstr("[quantization] dampening: expected 0 with lora_rank = 4"));
   EXPECT_THAT(invalid([](Recipe& r) { r.optimizer = "lion"; }), Not(HasSubstr("did you mean")));
+  EXPECT_THAT(invalid([](Recipe& r) { r.blockwise = true, r.lora_rank = 4; }),
+              HasSubstr("lora_rank: expected 0, found 4"));
   EXPECT_EQ(invalid([](Recipe&) {}), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.plan = "none", r.kl = 0, r.ce = 1, r.device = "cuda:3"; }), "no error");
   EXPECT_EQ(invalid([](Recipe& r) { r.kl = 0, r.reverse_kl = 1; }), "no error");
