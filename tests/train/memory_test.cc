@@ -90,7 +90,8 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
   EXPECT_NEAR(
       static_cast<double>(change([](Recipe& r) { r.batch *= 2; }).activations) / static_cast<double>(base.activations),
       2.0, 0.05);
-  EXPECT_LT(change([](Recipe& r) { r.gradient_checkpointing = true; }).activations, base.activations / 2);
+  // Of four layers one and a half remain, and what is between them.
+  EXPECT_LT(change([](Recipe& r) { r.gradient_checkpointing = true; }).activations, base.activations * 2 / 3);
   EXPECT_LT(change([](Recipe& r) { r.optimizer = "adamw8bit"; }).optimizer, base.optimizer / 2);
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).optimizer, base.optimizer / 5);
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
