@@ -63,13 +63,27 @@ void replace_directory(const std::string& from, const std::string& to) {
   fs::remove_all(aside, ignored);
 }
 
-}  // namespace
-
-void release_pages(const void* data, size_t size) {
+// Of the whole pages inside the range. A hint: it may fail.
+void advise(const void* data, size_t size, int advice) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint: it may fail
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
+// Written in pieces as large as this, at multiples of it, a file can stand in the page cache in pages of megabytes.
+constexpr size_t kWriteBuffer = size_t{4} << 20;
+
+}  // namespace
+
+void release_pages(const void* data, size_t size) { advise(data, size, MADV_DONTNEED); }
+
+void advise_huge_pages(const void* data, size_t size) {
+#if defined(MADV_HUGEPAGE)
+  advise(data, size, MADV_HUGEPAGE);
+#else
+  static_cast<void>(data), static_cast<void>(size);
+#endif
 }
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -109,6 +123,8 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(tempor
     fail(path, ": cannot write: it exists and is not a regular file");
   file_ = std::fopen(temporary_.c_str(), "wb");
   if (file_ == nullptr) fail(path, ": cannot create ", temporary_, ": ", std::strerror(errno));
+  buffer_.resize(kWriteBuffer);
+  std::setvbuf(file_, buffer_.data(), _IOFBF, buffer_.size());
 }
 
 AtomicFile::~AtomicFile() {

@@ -30,19 +30,31 @@ inline __m128i halves_of_8(const uint8_t* p) {
 }
 
 #if defined(__AVX512VNNI__)
-// The codes of 4 blocks of 18 bytes, 16 bytes each: of three from one load, since loads are what there are most of.
-inline Ints codes_of_18(const uint8_t* p) {
-  const __m512i order = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13, 12,
-                                         11, 10, 8, 7, 6, 5, 4, 3, 2, 1);
-  return _mm512_inserti32x4(_mm512_permutexvar_epi16(order, load(p)), load16(p + 56), 3);
+// Of a group of 16 blocks of 18 bytes, vector i of the 288 bytes, of which the last is half a one. Loads are what there
+// are most of: scales and codes are taken from the same five.
+inline Ints part_of_18(const uint8_t* p, int64_t i) {
+  return i < 4 ? load_weights(p + 64 * i)
+               : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 256)));
+}
+// The codes of its blocks 4 j ... 4 j + 3, 16 bytes each: block b's begin at word 36 j + 9 b + 1, which is 4 j + 9 b + 1
+// from vector j on, and end in the vector after it.
+inline Ints codes_of_18(const uint8_t* p, int64_t j) {
+  const Ints first = _mm512_set_epi16(35, 34, 33, 32, 31, 30, 29, 28, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13,
+                                      12, 11, 10, 8, 7, 6, 5, 4, 3, 2, 1);
+  const Ints order = _mm512_add_epi16(first, _mm512_set1_epi16(static_cast<int16_t>(4 * j)));
+  return _mm512_permutex2var_epi16(part_of_18(p, j), order, part_of_18(p, j + 1));
 }
 // Of 8 blocks of 18 bytes: those of blocks i and i + 4 in words i and i + 4 of part i, since 18 i = 16 i + 2 i.
 inline __m512i halves_of_18(const uint8_t* p) { return _mm512_mask_blend_epi16(0x80402010, load(p), load(p + 64)); }
+// Block i's is word 9 i of the 144, and no two of those are the same word of their vectors.
 inline Floats scales_of_18(const uint8_t* p) {
-  const __m512i order =
-      _mm512_castsi256_si512(_mm256_setr_epi16(0, 9, 18, 27, 4, 13, 22, 31, 32, 41, 50, 59, 36, 45, 54, 63));
-  const __m512i d = _mm512_permutex2var_epi16(halves_of_18(p), order, halves_of_18(p + 8 * 18));
-  return _mm512_cvtph_ps(_mm512_castsi512_si256(d));
+  Ints d = _mm512_mask_blend_epi16(0x80402010, part_of_18(p, 0), part_of_18(p, 1));
+  d = _mm512_mask_blend_epi16(0x04020100, d, part_of_18(p, 2));
+  d = _mm512_mask_blend_epi16(0x40201008, d, part_of_18(p, 3));
+  d = _mm512_mask_blend_epi16(0x00000080, d, part_of_18(p, 4));
+  const Ints order =
+      _mm512_castsi256_si512(_mm256_setr_epi16(0, 9, 18, 27, 4, 13, 22, 31, 8, 17, 26, 3, 12, 21, 30, 7));
+  return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(order, d)));
 }
 inline Floats scales_of_18_twice(const uint8_t* p) {
   const __m512i order =
@@ -53,7 +65,7 @@ inline Floats scales_of_34(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_set_m128i(halves_of_8<34>(p + 8 * 34), halves_of_8<34>(p)));
 }
 #else
-inline Ints codes_of_18(const uint8_t* p) { return load_parts(p + 2, 18); }
+inline Ints codes_of_18(const uint8_t* p, int64_t j) { return load_parts(p + 36 * j + 2, 18); }
 inline Floats scales_of_18(const uint8_t* p) {
   __m256i d = _mm256_blend_epi16(load(p), load(p + 32), 0x0c);
   d = _mm256_blend_epi16(d, load(p + 64), 0x30);
@@ -103,7 +115,7 @@ struct Q4_0 : Blocks32 {
   static Ints sums(const uint8_t* p, const int8_t* x) {
     const Ints mask = splat_byte(15);
     return sums_32(x, [&](int64_t j, Ints* low, Ints* high) {
-      const Ints bytes = codes_of_18(p + j * kParts * kQ4Bytes);
+      const Ints bytes = codes_of_18(p, j);
       *low = both(bytes, mask);
       *high = both(shifted_right(bytes, 4), mask);
     });

@@ -2,10 +2,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "format/channel_grid.h"
 #include "format/checkpoint.h"
+#include "format/file_io.h"
 #include "format/gguf.h"
 #include "format/grid.h"
 #include "format/mobile.h"
@@ -163,7 +165,30 @@ void advise_rows(const Matrix& table) {
   if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_RANDOM);  // a hint: it may fail
 }
 
+// All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
+// want no gaps where norms lie.
+void advise_matrices(const Weights& w) {
+  std::vector<const Matrix*> matrices = {&w.output, &w.ple_model_projection};
+  for (const LayerWeights& l : w.layers)
+    for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
+      matrices.push_back(m);
+  matrices.erase(std::remove_if(matrices.begin(), matrices.end(), [](const Matrix* m) { return !*m; }), matrices.end());
+  std::sort(matrices.begin(), matrices.end(),
+            [](const Matrix* a, const Matrix* b) { return std::less<>()(a->data, b->data); });
+  constexpr std::ptrdiff_t kLargestGap = 1 << 20;
+  const uint8_t *begin = nullptr, *end = nullptr;
+  for (const Matrix* m : matrices) {
+    if (begin == nullptr || m->data - end > kLargestGap) {
+      advise_huge_pages(begin, static_cast<size_t>(end - begin));
+      begin = m->data;
+    }
+    end = m->data + static_cast<size_t>(m->rows) * row_bytes(m->dtype, m->cols);
+  }
+  advise_huge_pages(begin, static_cast<size_t>(end - begin));
+}
+
 Weights with_advice(Weights w) {
+  advise_matrices(w);
   advise_rows(w.ple_embedding);
   if (w.output.data != w.embedding.data) advise_rows(w.embedding);
   return w;
