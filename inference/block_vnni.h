@@ -36,11 +36,11 @@ inline Ints part_of_18(const uint8_t* p, int64_t i) {
   return i < 4 ? load_weights(p + 64 * i)
                : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 256)));
 }
-// The codes of its blocks 4 j ... 4 j + 3, 16 bytes each: block b's begin at word 36 j + 9 b + 1, which is 4 j + 9 b + 1
-// from vector j on, and end in the vector after it.
+// The codes of its blocks 4 j ... 4 j + 3, 16 bytes each: block b's begin at word 36 j + 9 b + 1, which is 4 j + 9 b +
+// 1 from vector j on, and end in the vector after it.
 inline Ints codes_of_18(const uint8_t* p, int64_t j) {
-  const Ints first = _mm512_set_epi16(35, 34, 33, 32, 31, 30, 29, 28, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13,
-                                      12, 11, 10, 8, 7, 6, 5, 4, 3, 2, 1);
+  const Ints first = _mm512_set_epi16(35, 34, 33, 32, 31, 30, 29, 28, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14,
+                                      13, 12, 11, 10, 8, 7, 6, 5, 4, 3, 2, 1);
   const Ints order = _mm512_add_epi16(first, _mm512_set1_epi16(static_cast<int16_t>(4 * j)));
   return _mm512_permutex2var_epi16(part_of_18(p, j), order, part_of_18(p, j + 1));
 }
