@@ -9,6 +9,7 @@
 #include <random>
 
 #include "format/error.h"
+#include "inference/huge_pages.h"
 #include "inference/transformer.h"
 
 namespace qat {
@@ -149,7 +150,7 @@ std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int6
   const int64_t pieces = bytes / (kPieceWords * static_cast<int64_t>(sizeof(uint64_t)));
   QAT_CHECK(pieces > 0 && passes > 0);
   // Written to: pages never written are all the same one.
-  const std::vector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
+  const HugeVector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
   std::vector<double> speeds;
   for (int64_t i = 0; i < passes; ++i) {
     std::atomic<uint64_t> sum{0};

@@ -35,6 +35,20 @@ IsaKernels over_avx2(Isa isa, const BlockKernel* blocks, const ChannelTable& cha
   kernels.code_panels = panels;
   return kernels;
 }
+
+IsaKernels avx512_kernels() {
+  static const ChannelTable channels = with_floats(kAvx512ChannelKernels);
+  static const VectorKernels vectors = [] {
+    VectorKernels table = kAvx2VectorKernels;
+    table.isa = Isa::avx512;
+    table.softmax = softmax_avx512;
+    return table;
+  }();
+  IsaKernels kernels = over_avx2(Isa::avx512, kAvx512BlockKernels, channels, kAvx512CodePanelKernels);
+  kernels.vectors = &vectors;
+  kernels.caches = kAvx512CacheKernels;
+  return kernels;
+}
 #endif
 
 // Slowest first, as built_isas() has them.
@@ -44,10 +58,10 @@ std::vector<IsaKernels> gather() {
                  nullptr, nullptr, nullptr, nullptr});
   all.push_back(kPortableKernels);
 #if defined(__x86_64__)
-  static const ChannelTable vnni = with_floats(kAvxVnniChannelKernels), avx512 = with_floats(kAvx512ChannelKernels);
+  static const ChannelTable vnni = with_floats(kAvxVnniChannelKernels);
   all.push_back(kAvx2Kernels);
   all.push_back(over_avx2(Isa::avxvnni, kAvxVnniBlockKernels, vnni, kAvxVnniCodePanelKernels));
-  all.push_back(over_avx2(Isa::avx512, kAvx512BlockKernels, avx512, kAvx512CodePanelKernels));
+  all.push_back(avx512_kernels());
 #elif defined(__aarch64__)
   all.push_back(kNeonKernels);
   IsaKernels i8mm = kNeonKernels;

@@ -26,13 +26,15 @@ extern const VectorKernels kAvx2VectorKernels;
 constexpr int kAvx2CacheTypes = 5;
 extern const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes];
 
-// Products of codes with VNNI; the rest is AVX2's, also what a row leaves nullptr.
+// Products of codes with VNNI, and AVX-512's attention; the rest is AVX2's, also what a row leaves nullptr.
 extern const BlockKernel kAvxVnniBlockKernels[kBlockTypes];
 extern const ChannelKernel kAvxVnniChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvxVnniCodePanelKernels[kBlockTypes + kChannelTypes];
 extern const BlockKernel kAvx512BlockKernels[kBlockTypes];
 extern const ChannelKernel kAvx512ChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvx512CodePanelKernels[kBlockTypes + kChannelTypes];
+extern const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes];
+void softmax_avx512(float* x, int64_t n);
 
 // All that an instruction set has, arrays as long as those above. The last five are nullptr for the reference, which
 // meets floats only. An instruction set may take over another's kernels, which then bear the other's name.

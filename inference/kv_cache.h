@@ -7,6 +7,7 @@
 #include "format/channel_grid.h"
 #include "format/mobile.h"
 #include "format/model_config.h"
+#include "inference/huge_pages.h"
 #include "inference/isa.h"
 
 namespace qat {
@@ -40,7 +41,7 @@ class CacheRows {
   int bits_ = 0;  // of codes; 16: half floats, 0: floats
   float scale_ = 0.0f;
   size_t head_bytes_ = 0;
-  std::vector<uint8_t> codes_;  // floats, too
+  HugeVector<uint8_t> codes_;  // floats, too
 };
 
 // Of one sequence. Sliding layers keep their window and one pass of rows, however long the sequence.

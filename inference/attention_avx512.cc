@@ -1,0 +1,220 @@
+// Attention with AVX-512, as attention_avx2.cc has it: queries with keys, and weights with values, as the cache stores
+// them, and the softmax between. Compiled with those flags: see kernels_isa.h for what must not be used here.
+//
+// Four heads share what is loaded and unpacked of four keys (or of 64 columns of the values). In which order a sum is
+// taken depends on the number of its terms alone, so that it is the same whatever stands beside it. Rows that are not
+// whole vectors are AVX2's.
+#include "inference/simd_vnni.h"
+
+namespace qat {
+namespace {
+
+constexpr int64_t kTile = 4;  // keys, heads or vectors
+
+template <class T>
+inline T load_as(const uint8_t* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Sixteen numbers of a row from column i on, a multiple of 16, times kUnit; codes as in attention_avx2.cc.
+struct Floats32 {
+  static constexpr float kUnit = 1.0f;
+  static Floats from(const uint8_t* row, int64_t i) { return load(reinterpret_cast<const float*>(row + 4 * i)); }
+};
+struct Floats16 {
+  static constexpr float kUnit = 1.0f;
+  static Floats from(const uint8_t* row, int64_t i) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i)));
+  }
+};
+struct Codes8 {
+  static constexpr float kUnit = 1.0f;
+  static Floats from(const uint8_t* row, int64_t i) { return bytes_to_floats(row + i); }
+};
+inline Floats top_bits(Ints shifted, uint32_t mask) {
+  return to_floats(differing(both(shifted, splat_int(static_cast<int>(mask))), splat_int(INT32_MIN)));
+}
+struct Codes4 {
+  static constexpr float kUnit = 0x1p28f;
+  static Floats from(const uint8_t* row, int64_t i) {
+    const uint8_t* p = row + i / 2;
+    const Ints words = _mm512_mask_set1_epi32(splat_int(load_as<int32_t>(p)), 0xff00, load_as<int32_t>(p + 4));
+    const Ints places = _mm512_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    return top_bits(_mm512_sllv_epi32(words, places), 0xf0000000u);
+  }
+};
+struct Codes2 {
+  static constexpr float kUnit = 0x1p30f;
+  static Floats from(const uint8_t* row, int64_t i) {
+    const Ints places = _mm512_setr_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return top_bits(_mm512_sllv_epi32(splat_int(load_as<int32_t>(row + i / 4)), places), 0xc0000000u);
+  }
+};
+
+// ---- Queries with keys
+
+// Of four vectors, each one's sum: neighbours are added first, then pairs of them, then quarters.
+inline __m128 sums_of(const Floats (&v)[kTile]) {
+  const auto add_neighbours = [](Floats a, Floats b) {
+    return add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+  };
+  const Floats pairs = add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(pairs), _mm512_extractf32x8_ps(pairs, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// Up to four keys; beyond `count` the last one again, whose products nobody stores.
+template <class Load, int kHeads>
+[[gnu::always_inline]] inline void score_tile(const float* q, int64_t q_stride, const CachedRows& k, int64_t first,
+                                              __m128 scale, float* out, int64_t out_stride) {
+  const uint8_t* keys[kTile];
+  for (int64_t j = 0; j < kTile; ++j) {
+    const int64_t row = first + j < k.count ? first + j : k.count - 1;
+    keys[j] = k.data + row * k.stride;
+  }
+  Floats sums[kHeads][kTile];
+  for (auto& head : sums)
+    for (Floats& sum : head) sum = splat(0.0f);
+  for (int64_t i = 0; i < k.cols; i += kVectorLanes) {
+    Floats key[kTile];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kTile; ++j) key[j] = Load::from(keys[j], i);
+#pragma GCC unroll 4
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const Floats query = load(q + h * q_stride + i);
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kTile; ++j) sums[h][j] = multiply_add(query, key[j], sums[h][j]);
+    }
+  }
+  const int64_t left = k.count - first;
+  const __mmask8 stored = static_cast<__mmask8>(left < kTile ? (1 << left) - 1 : 15);
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < kHeads; ++h)
+    _mm_mask_storeu_ps(out + h * out_stride, stored, _mm_mul_ps(sums_of(sums[h]), scale));
+}
+
+template <class Load, int kHeads>
+void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride) {
+  const __m128 scale = _mm_set1_ps(factor);
+  for (int64_t j = 0; j < k.count; j += kTile) score_tile<Load, kHeads>(q, q_stride, k, j, scale, out + j, out_stride);
+}
+
+template <class Load, int kIndex>
+void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
+            int64_t out_stride) {
+  if (k.cols % kVectorLanes != 0)
+    return kAvx2CacheKernels[kIndex].scores(q, q_stride, heads, k, scale, out, out_stride);
+  for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride)
+    score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);
+  if (heads >= 2) {
+    score_heads<Load, 2>(q, q_stride, k, scale, out, out_stride);
+    q += 2 * q_stride;
+    out += 2 * out_stride;
+  }
+  if (heads % 2 != 0) score_heads<Load, 1>(q, q_stride, k, scale, out, out_stride);
+}
+
+// ---- Weights with values
+
+// kVectors vectors of columns from i on, of kHeads heads.
+template <class Load, int kHeads, int kVectors>
+[[gnu::always_inline]] inline void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& v,
+                                               bool add_to, float* out, int64_t out_stride, int64_t i) {
+  Floats sums[kHeads][kVectors];
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < kHeads; ++h)
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < kVectors; ++n)
+      sums[h][n] = add_to ? load(out + h * out_stride + i + n * kVectorLanes) : splat(0.0f);
+  const uint8_t* row = v.data;
+  for (int64_t j = 0; j < v.count; ++j, row += v.stride) {
+    Floats values[kVectors];
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < kVectors; ++n) values[n] = Load::from(row, i + n * kVectorLanes);
+#pragma GCC unroll 4
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const Floats weight = splat(weights[h * weight_stride + j]);
+#pragma GCC unroll 4
+      for (int64_t n = 0; n < kVectors; ++n) sums[h][n] = multiply_add(weight, values[n], sums[h][n]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < kHeads; ++h)
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < kVectors; ++n) _mm512_storeu_ps(out + h * out_stride + i + n * kVectorLanes, sums[h][n]);
+}
+
+template <class Load, int kHeads>
+void mix_heads(const float* weights, int64_t weight_stride, const CachedRows& v, bool add_to, float* out,
+               int64_t out_stride) {
+  int64_t i = 0;
+  for (; i + kTile * kVectorLanes <= v.cols; i += kTile * kVectorLanes)
+    mix_columns<Load, kHeads, kTile>(weights, weight_stride, v, add_to, out, out_stride, i);
+  for (; i < v.cols; i += kVectorLanes)
+    mix_columns<Load, kHeads, 1>(weights, weight_stride, v, add_to, out, out_stride, i);
+}
+
+template <class Load, int kIndex>
+void mix(const float* weights, int64_t weight_stride, int64_t heads, const CachedRows& v, bool add_to, float* out,
+         int64_t out_stride) {
+  if (v.cols % kVectorLanes != 0)
+    return kAvx2CacheKernels[kIndex].mix(weights, weight_stride, heads, v, add_to, out, out_stride);
+  for (; heads >= 4; heads -= 4, weights += 4 * weight_stride, out += 4 * out_stride)
+    mix_heads<Load, 4>(weights, weight_stride, v, add_to, out, out_stride);
+  if (heads >= 2) {
+    mix_heads<Load, 2>(weights, weight_stride, v, add_to, out, out_stride);
+    weights += 2 * weight_stride;
+    out += 2 * out_stride;
+  }
+  if (heads % 2 != 0) mix_heads<Load, 1>(weights, weight_stride, v, add_to, out, out_stride);
+}
+
+// ---- Softmax
+
+// e^x of x <= 0 or NaN: vector_avx2.cc's exp8_to_one.
+inline Floats exp_to_one(Floats x) {
+  const Floats whole =
+      _mm512_roundscale_ps(multiply(x, splat(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Floats r = _mm512_fnmadd_ps(whole, splat(-2.12194440e-4f), _mm512_fnmadd_ps(whole, splat(0.693359375f), x));
+  const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  Floats of_r = splat(1.0f / 5040);
+#pragma GCC unroll 7
+  for (const float c : taylor) of_r = multiply_add(of_r, r, splat(c));
+  const __mmask16 is_normal = _mm512_cmp_ps_mask(x, splat(-87.33654f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(is_normal, of_r, whole);
+}
+
+inline Floats load_some(const float* x, int64_t n, float rest) {
+  return _mm512_mask_loadu_ps(splat(rest), first(n), x);
+}
+
+}  // namespace
+
+void softmax_avx512(float* x, int64_t n) {
+  Floats largest = splat(x[0]);
+  for (int64_t i = 0; i < n; i += kVectorLanes) largest = _mm512_max_ps(largest, load_some(x + i, n - i, x[0]));
+  const Floats shift = splat(_mm512_reduce_max_ps(largest));
+  __m512d low = _mm512_setzero_pd(), high = low;
+  for (int64_t i = 0; i < n; i += kVectorLanes) {
+    const Floats e = exp_to_one(_mm512_sub_ps(load_some(x + i, n - i, -__builtin_inff()), shift));
+    _mm512_mask_storeu_ps(x + i, first(n - i), e);
+    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(e)));
+    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(e, 1)));
+  }
+  const Floats inverse = splat(static_cast<float>(1.0 / _mm512_reduce_add_pd(_mm512_add_pd(low, high))));
+  for (int64_t i = 0; i < n; i += kVectorLanes)
+    _mm512_mask_storeu_ps(x + i, first(n - i), multiply(load_some(x + i, n - i, 0.0f), inverse));
+}
+
+// In the order of kAvx2CacheKernels.
+const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes] = {
+    {DType::F32, kIsa, Floats32::kUnit, scores<Floats32, 0>, mix<Floats32, 0>},
+    {DType::F16, kIsa, Floats16::kUnit, scores<Floats16, 1>, mix<Floats16, 1>},
+    {DType::I2, kIsa, Codes2::kUnit, scores<Codes2, 2>, mix<Codes2, 2>},
+    {DType::I4, kIsa, Codes4::kUnit, scores<Codes4, 3>, mix<Codes4, 3>},
+    {DType::I8, kIsa, Codes8::kUnit, scores<Codes8, 4>, mix<Codes8, 4>},
+};
+
+}  // namespace qat
