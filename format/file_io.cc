@@ -86,6 +86,13 @@ void advise_huge_pages(const void* data, size_t size) {
 #endif
 }
 
+void advise_single_rows(const void* data, size_t size) {
+  advise(data, size, MADV_RANDOM);
+#if defined(MADV_NOHUGEPAGE)
+  advise(data, size, MADV_NOHUGEPAGE);
+#endif
+}
+
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer before we can refuse it.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);

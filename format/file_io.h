@@ -37,6 +37,10 @@ void release_pages(const void* data, size_t size);
 // cache in small pages stays so.
 void advise_huge_pages(const void* data, size_t size);
 
+// The contrary: of a part of a mapped file single rows are read, here and there. Each then costs the pages that it lies
+// in; read ahead, or in pages of megabytes, most of the part would be in memory in the end.
+void advise_single_rows(const void* data, size_t size);
+
 // Writes PATH.tmp.PID, and on commit() flushes, syncs and renames it over PATH. Destroyed without commit, it removes
 // the temporary file, so PATH is either the old file or the complete new one. Throws Error on any failed write (disk
 // full).

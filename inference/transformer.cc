@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "format/error.h"
+#include "format/file_io.h"
 #include "format/grid.h"
 #include "inference/attention.h"
 #include "inference/rope.h"
@@ -109,6 +110,15 @@ struct Transformer::Pass {
     });
   }
 
+  // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they stay.
+  void release_rows(const Matrix& table) {
+    if (!table.single_rows) return;
+    const auto rows = static_cast<size_t>(table.rows);
+    release_pages(table.data, rows * row_bytes(table.dtype, table.cols));
+    if (table.scales != nullptr)
+      release_pages(table.scales, rows * static_cast<size_t>(table.scales_per_row) * sizeof(float));
+  }
+
   void embed() {
     float* hidden = grown(ws.hidden, n * c.hidden);
     const float scale = static_cast<float>(c.embedding_scale);
@@ -117,6 +127,7 @@ struct Transformer::Pass {
       decode_row(model.isa_, w.embedding, ws.rows[static_cast<size_t>(r)].token, 0, c.hidden, h);
       for (int64_t i = 0; i < c.hidden; ++i) h[i] *= scale;
     });
+    release_rows(w.embedding);
   }
 
   // Per-layer embeddings, of all layers at once: the mean (times sqrt 2) of what the token says and what its embedding
@@ -139,6 +150,7 @@ struct Transformer::Pass {
         ops.rms_norm(context + i, w.ple_projection_norm.data(), c.ple, static_cast<float>(c.eps), context + i);
       for (int64_t i = 0; i < width; ++i) context[i] = (context[i] + token[i] * token_scale) * half;
     });
+    release_rows(w.ple_embedding);
   }
 
   // What all layers need: where rows stand, and room for the residual stream's companions.

@@ -1,7 +1,4 @@
 // load_weights: from the four kinds of MODEL to the one struct the forward pass reads.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <functional>
 
@@ -155,14 +152,14 @@ Weights from_quantized(const std::string& path) {
   return w;
 }
 
-// Of a table only a row per token is read: the kernel need not read ahead, which would load most of it in the end.
-void advise_rows(const Matrix& table) {
+// Of a table only a row per token is read.
+void advise_rows(Matrix& table) {
   if (!table) return;
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(table.data);
-  const uintptr_t end = begin + static_cast<uintptr_t>(table.rows) * row_bytes(table.dtype, table.cols);
-  const uintptr_t first = (begin + page - 1) / page * page;
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_RANDOM);  // a hint: it may fail
+  const auto rows = static_cast<size_t>(table.rows);
+  advise_single_rows(table.data, rows * row_bytes(table.dtype, table.cols));
+  if (table.scales != nullptr)
+    advise_single_rows(table.scales, rows * static_cast<size_t>(table.scales_per_row) * sizeof(float));
+  table.single_rows = true;
 }
 
 // All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
