@@ -110,7 +110,8 @@ struct Transformer::Pass {
     });
   }
 
-  // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they stay.
+  // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they
+  // stay.
   void release_rows(const Matrix& table) {
     if (!table.single_rows) return;
     const auto rows = static_cast<size_t>(table.rows);
