@@ -2,10 +2,8 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
-#include "export/equalize.h"
 #include "export/mobile_ptq.h"
 #include "format/error.h"
-#include "format/file_io.h"
 #include "qat/cli/calibration.h"
 #include "qat/cli/commands.h"
 #include "qat/cli/dynamic_plan.h"
@@ -19,7 +17,6 @@ namespace {
 struct QuantizeOptions {
   std::string model, out;
   PlanOptions plan;
-  bool equalize = false;
   bool dynamic = false;  // plan dynamic: q4_0, and rules that are chosen
   std::string budget;
   std::vector<std::string> rules;             // --rule: a way to choose scales, or PATTERN=TYPE
@@ -121,26 +118,6 @@ void quantize_to_mobile(const QuantizeOptions& options, const Plan& plan, const 
   if (bar) bar->finish();
 }
 
-// Writes the model as equalised for the plan to a directory; the model is from then on what is there.
-void equalize(QuantizeOptions& options, const Plan& plan, const PtqOptions& ptq, const std::string& directory) {
-  Importance inputs;
-  {
-    RunningModel model = run_model(options.model, options.engine);
-    inputs = collect_importance(*model.engine, ptq.calibration);
-  }
-  std::unique_ptr<ProgressBar> bar;
-  const EqualizedError error =
-      equalize_checkpoint(options.model, plan, ptq, inputs, directory, [&](int64_t done, int64_t total) {
-        if (!bar) bar = std::make_unique<ProgressBar>("equalize", total);
-        bar->update(done);
-        throw_if_interrupted();
-      });
-  if (bar) bar->finish();
-  std::printf("equalized %d of %d pairs, mean relative squared error of outputs %.6f -> %.6f\n", error.changed,
-              error.pairs, error.before / error.pairs, error.after / error.pairs);
-  options.model = directory;
-}
-
 void check_dynamic(const QuantizeOptions& options) {
   if (options.budget.empty())
     fail("plan dynamic chooses types under a size: give one (--budget 4.5, --budget 700MB, --budget q4_0)");
@@ -157,16 +134,11 @@ void check_dynamic(const QuantizeOptions& options) {
 void check_options(const QuantizeOptions& options, const Plan& plan, PtqMethod method) {
   if (plan.mobile) check_mobile_output(options.out);
   else check_output_directory(options.out, "qat_plan.json");
-  if (options.equalize && (plan.mobile || options.dynamic))
-    fail("--equalize: factors are chosen for the blocks of a fixed plan, not for the plan ",
-         options.dynamic ? kDynamicPlan : plan.name);
-  if (options.equalize && options.calibration_texts.empty())
-    fail("--equalize chooses factors by what enters each linear: give a text to run (--calibrate TEXT)");
   const bool given = !options.calibration_texts.empty(), gptq = method == PtqMethod::gptq;
   if (gptq && !given) fail("--rule gptq measures what enters each linear: give a text to run (--calibrate TEXT)");
   if (options.dynamic) check_dynamic(options);
   else if (!options.budget.empty()) fail("--budget: the plan ", plan.name, " does not have it; the plan dynamic does");
-  if (!plan.mobile && !gptq && !options.dynamic && !options.equalize && given)
+  if (!plan.mobile && !gptq && !options.dynamic && given)
     fail("--calibrate: the plan ", plan.name,
          " has no static scales to calibrate; the plan mobile has, and --rule gptq takes a text");
   if (plan.mobile && needs_calibration(plan) && !given)
@@ -186,17 +158,10 @@ void run_quantize(QuantizeOptions options) {
   if (std::filesystem::equivalent(options.model, options.out, ignored))
     fail("--out: ", options.out, " is the model itself");
   const InterruptGuard guard;
-  ptq.threads = options.engine.threads;
-  ptq.calibration = calibration_of(options);
-  std::unique_ptr<AtomicDirectory> equalized;
-  if (options.equalize) {
-    equalized = std::make_unique<AtomicDirectory>(options.out + ".equalized");
-    const Importance weighted;  // says only that the errors will be: by what, the pairs know themselves
-    if (!options.importance_texts.empty()) ptq.importance = &weighted;
-    equalize(options, plan, ptq, equalized->path());
-  }
   const Importance importance = importance_of(options);
   if (!options.importance_texts.empty()) ptq.importance = &importance;
+  ptq.threads = options.engine.threads;
+  ptq.calibration = calibration_of(options);
   if (options.dynamic) plan = choose_types(options.model, plan, options.budget, ptq);
   if (plan.mobile) quantize_to_mobile(options, plan, ptq);
   else quantize_to_blocks(options, plan, ptq);
@@ -284,9 +249,6 @@ void add_quantize_command(CLI::App& app) {
   command->add_option("--output-tensor-type", options->plan.output_type, "Type of the output matrix")
       ->type_name("TYPE");
   command->add_flag("--pure", options->plan.pure, "Every matrix gets the plan's type, embeddings and output too");
-  command->add_flag("--equalize", options->equalize,
-                    "First move factors per channel between neighbouring tensors, so that weights of loud channels "
-                    "round better; the texts of --calibrate say which are loud");
   command
       ->add_option(
           "--importance-text", options->importance_texts,

@@ -194,8 +194,6 @@ TEST_F(CommandError, PlansAndTypes) {
   expect_error("quantize tiny --plan q4_0 --rule gptq --calibrate short.txt --out q",
                "too short: expected at least 512 tokens, found 10");
   expect_error("quantize tiny --plan q4_0 --rule gptq --calibrate absent.txt --out q", "absent.txt");
-  expect_error("quantize tiny --plan q4_0 --equalize --out q", "--equalize", "give a text to run (--calibrate TEXT)");
-  expect_error("quantize tiny --plan mobile --equalize --calibrate text.txt --out q", "--equalize", "plan mobile");
   expect_error("quantize tiny --plan q4_0 --output-tensor-type i8 --out q", "--output-tensor-type", "i8");
   expect_error("export tiny --type q4_0 --out x.gguf", "--type: expected f32, f16, bf16, found \"q4_0\"");
   ASSERT_EQ(place.qat("quantize tiny --plan q4_0 --out ptq").status, 0);
