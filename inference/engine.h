@@ -26,8 +26,9 @@ struct Matrix {
   int64_t scales_per_row = 1;
   // Static 8-bit grids (format/channel_grid.h) that a product's input and output are rounded to; 0: not rounded.
   float input_scale = 0.0f, output_scale = 0.0f;
-  // A table in a mapped file of which a pass reads single rows: afterwards it can let go of them (release_pages).
-  bool single_rows = false;
+  // Of a table of which a pass reads single rows: `data`, if that lies in a mapped file. Its pages may then be let go
+  // of (release_pages), which would empty any other memory: whoever gives the matrix other data need not know of this.
+  const uint8_t* mapped_rows = nullptr;
   explicit operator bool() const { return data != nullptr; }
 };
 

@@ -113,11 +113,8 @@ struct Transformer::Pass {
   // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they
   // stay.
   void release_rows(const Matrix& table) {
-    if (!table.single_rows) return;
-    const auto rows = static_cast<size_t>(table.rows);
-    release_pages(table.data, rows * row_bytes(table.dtype, table.cols));
-    if (table.scales != nullptr)
-      release_pages(table.scales, rows * static_cast<size_t>(table.scales_per_row) * sizeof(float));
+    if (table.data == table.mapped_rows)
+      release_pages(table.data, static_cast<size_t>(table.rows) * row_bytes(table.dtype, table.cols));
   }
 
   void embed() {

@@ -159,7 +159,7 @@ void advise_rows(Matrix& table) {
   advise_single_rows(table.data, rows * row_bytes(table.dtype, table.cols));
   if (table.scales != nullptr)
     advise_single_rows(table.scales, rows * static_cast<size_t>(table.scales_per_row) * sizeof(float));
-  table.single_rows = true;
+  table.mapped_rows = table.data;
 }
 
 // All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes

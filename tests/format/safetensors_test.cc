@@ -60,7 +60,7 @@ TEST(SafetensorsWriter, AFullDiskIsAnErrorAndLeavesNothing) {
     writer.append(data.data(), data.size());
     writer.commit();
   };
-  expect_error(write, "/a: cannot write 1048576 bytes at position ");
+  expect_error(write, "/a: cannot write ");
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
 }
 
