@@ -130,8 +130,8 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(tempor
     fail(path, ": cannot write: it exists and is not a regular file");
   file_ = std::fopen(temporary_.c_str(), "wb");
   if (file_ == nullptr) fail(path, ": cannot create ", temporary_, ": ", std::strerror(errno));
-  buffer_.resize(kWriteBuffer);
-  std::setvbuf(file_, buffer_.data(), _IOFBF, buffer_.size());
+  buffer_.reset(new char[kWriteBuffer]);
+  std::setvbuf(file_, buffer_.get(), _IOFBF, kWriteBuffer);
 }
 
 AtomicFile::~AtomicFile() {

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <string>
-#include <vector>
 
 #include "format/span.h"
 
@@ -57,7 +57,7 @@ class AtomicFile {
 
  private:
   std::string path_, temporary_;
-  std::vector<char> buffer_;
+  std::unique_ptr<char[]> buffer_;  // the file's; as much of it is touched as is written
   std::FILE* file_ = nullptr;
   uint64_t position_ = 0;
 };
