@@ -113,8 +113,9 @@ struct Transformer::Pass {
   // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they
   // stay.
   void release_rows(const Matrix& table) {
-    if (table.data == table.mapped_rows)
-      release_pages(table.data, static_cast<size_t>(table.rows) * row_bytes(table.dtype, table.cols));
+    if (table.data == table.mapped_rows) release_pages(table.data, table.data_bytes());
+    if (table.scales != nullptr && table.scales == table.mapped_scales)
+      release_pages(table.scales, table.scale_bytes());
   }
 
   void embed() {

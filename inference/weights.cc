@@ -155,11 +155,10 @@ Weights from_quantized(const std::string& path) {
 // Of a table only a row per token is read.
 void advise_rows(Matrix& table) {
   if (!table) return;
-  const auto rows = static_cast<size_t>(table.rows);
-  advise_single_rows(table.data, rows * row_bytes(table.dtype, table.cols));
-  if (table.scales != nullptr)
-    advise_single_rows(table.scales, rows * static_cast<size_t>(table.scales_per_row) * sizeof(float));
+  advise_single_rows(table.data, table.data_bytes());
+  if (table.scales != nullptr) advise_single_rows(table.scales, table.scale_bytes());
   table.mapped_rows = table.data;
+  table.mapped_scales = table.scales;
 }
 
 // All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
@@ -179,7 +178,7 @@ void advise_matrices(const Weights& w) {
       advise_huge_pages(begin, static_cast<size_t>(end - begin));
       begin = m->data;
     }
-    end = m->data + static_cast<size_t>(m->rows) * row_bytes(m->dtype, m->cols);
+    end = m->data + m->data_bytes();
   }
   advise_huge_pages(begin, static_cast<size_t>(end - begin));
 }
