@@ -130,22 +130,41 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
   });
 }
 
-void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y) {
+// The products are one, or alike (see below).
+void MatmulInput::multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products) {
   const Isa isa = how.isa;
-  QAT_CHECK(w.cols == input.cols_);
+  const Matrix& w = *products[0].w;
+  float* y = products[0].y;
   const bool vectors = find_panel_kernel(isa) != nullptr;  // else the reference
   if (w.input_scale != 0.0f && !vectors) {
-    input.round(pool, w.input_scale);
-    return input.multiply_by_row(isa, pool, input.rounded_.data(), w, y);
+    round(pool, w.input_scale);
+    return multiply_by_row(isa, pool, rounded_.data(), w, y);
   }
   if (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, isa) != nullptr))
-    return input.multiply_rounded(isa, pool, w, y);
-  if (how.round_activations && vectors && input.rows_ == 1 && code_bits(w.dtype) != 0 && w.scales_per_row == 1 &&
+    return multiply_rounded(isa, pool, products);
+  if (how.round_activations && vectors && rows_ == 1 && code_bits(w.dtype) != 0 && w.scales_per_row == 1 &&
       w.cols <= kMostCodes)
-    return input.multiply_digits(*find_channel_kernel(w.dtype, isa), pool, w, y);
-  if (input.rows_ < 2 || !vectors) return input.multiply_by_row(isa, pool, input.x_, w, y);
-  input.pack(isa, pool);
-  input.multiply_by_panel(isa, pool, w, y);
+    return multiply_digits(*find_channel_kernel(w.dtype, isa), pool, w, y);
+  if (rows_ < 2 || !vectors) return multiply_by_row(isa, pool, x_, w, y);
+  pack(isa, pool);
+  multiply_by_panel(isa, pool, w, y);
+}
+
+void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, Span<const Product> products) {
+  // Of a lone row, and by a kernel that takes its activations in 8 bits.
+  const auto can_join = [&](const Matrix& w) {
+    return input.rows_ == 1 && find_panel_kernel(how.isa) != nullptr &&
+           (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, how.isa) != nullptr));
+  };
+  for (size_t i = 0, count = 1; i < products.size(); i += count, count = 1) {
+    const Matrix& first = *products[i].w;
+    QAT_CHECK(first.cols == input.cols_);
+    for (; can_join(first) && i + count < products.size(); ++count) {
+      const Matrix& next = *products[i + count].w;
+      if (next.dtype != first.dtype || next.cols != first.cols || next.input_scale != first.input_scale) break;
+    }
+    input.multiply(how, pool, {products.data() + i, count});
+  }
 }
 
 }  // namespace qat

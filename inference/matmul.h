@@ -21,6 +21,12 @@ struct Arithmetic {
   bool round_activations = false;
 };
 
+// A matrix and where its product goes: y [rows of the input, w->rows].
+struct Product {
+  const Matrix* w = nullptr;
+  float* y = nullptr;
+};
+
 // Rows of activations on their way into one or more matrices: brought into the forms that products want once, used as
 // often as they are needed (q, k and v share an input). Keeps its memory from use to use.
 class MatmulInput {
@@ -32,7 +38,7 @@ class MatmulInput {
   int64_t cols() const { return cols_; }
 
  private:
-  friend void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
+  friend void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, Span<const Product> products);
   // Forms. Each returns at once when it is there already.
   void pack(Isa isa, ThreadPool& pool);
   void round(ThreadPool& pool, float scale);
@@ -43,13 +49,14 @@ class MatmulInput {
   // Products.
   void multiply_by_row(Isa isa, ThreadPool& pool, const float* x, const Matrix& w, float* y);
   void multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, float* y);
-  void dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
-  void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
+  void dot_blocks(const BlockKernel& kernel, ThreadPool& pool, Span<const Product> products);
+  void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, Span<const Product> products);
   void multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, float* room,
                            float* y) const;
-  void multiply_rounded(Isa isa, ThreadPool& pool, const Matrix& w, float* y);
+  void multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products);
+  void multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products);
   float* scratch(int worker) { return scratch_.data() + static_cast<size_t>(worker) * scratch_stride_; }
   void reserve_scratch(int workers, int64_t floats);
 
@@ -83,6 +90,12 @@ void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t co
 // first rounded to that grid, and products of codes are added as integers (the reference: as the floats they mean);
 // what y is rounded to is the caller's business. The result does not depend on the number of threads, and that of a
 // row not on the other rows (as long as there are two or more: a single row takes the dot product's order).
-void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y);
+// Several products of one input are computed as if one after the other; those of a lone row with neighbours alike in
+// type and grid are one loop over the rows of all, since threads would otherwise wait for each other more often.
+void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, Span<const Product> products);
+inline void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const Matrix& w, float* y) {
+  const Product product = {&w, y};
+  matmul(how, pool, input, {&product, 1});
+}
 
 }  // namespace qat

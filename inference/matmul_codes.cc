@@ -47,6 +47,22 @@ void for_outputs(const ChannelKernel& kernel, const Matrix& w, const int8_t* arr
   }
 }
 
+// use(product, begin, end) for pieces of the rows of all products. Their width is the same.
+template <class Use>
+void for_products(ThreadPool& pool, Span<const Product> products, int64_t work_per_output, const Use& use) {
+  int64_t outputs = 0;
+  for (const Product& product : products) outputs += product.w->rows;
+  pool.parallel_for(outputs, piece_of(outputs, work_per_output, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+    int64_t first = 0;  // of the product's, among all
+    for (const Product& product : products) {
+      const int64_t rows = product.w->rows, from = std::max(begin - first, int64_t{0});
+      const int64_t to = std::min(end - first, rows);
+      if (from < to) use(product, from, to);
+      first += rows;
+    }
+  });
+}
+
 }  // namespace
 
 // NaN has no code; the row's scale (or the block's) carries it into every product.
@@ -116,16 +132,15 @@ void MatmulInput::pack_codes(Isa isa, ThreadPool& pool) {
 }
 
 // A lone row with rows of blocks.
-void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+void MatmulInput::dot_blocks(const BlockKernel& kernel, ThreadPool& pool, Span<const Product> products) {
   if (kernel.arrange != nullptr) arrange(kernel.arrange);
   const CodedRow x = {kernel.arrange != nullptr ? arranged_.data() : codes_.data(), block_scales_.data(),
                       block_sums_.data(), half_sums_.data()};
-  pool.parallel_for(w.rows, piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size()),
-                    [&](int64_t begin, int64_t end, int) {
-                      const size_t stride = row_bytes(w.dtype, w.cols);
-                      kernel.multiply(w.data + static_cast<size_t>(begin) * stride, static_cast<int64_t>(stride),
-                                      end - begin, x, w.cols, y + begin);
-                    });
+  for_products(pool, products, cols_ / kCodesPerFloat, [&](const Product& product, int64_t begin, int64_t end) {
+    const size_t stride = row_bytes(product.w->dtype, cols_);
+    kernel.multiply(product.w->data + static_cast<size_t>(begin) * stride, static_cast<int64_t>(stride), end - begin, x,
+                    cols_, product.y + begin);
+  });
 }
 
 // A lone row of floats with rows of packed codes: as two rows of codes, x = scale * (256 * high + low). What is lost is
@@ -167,13 +182,13 @@ void MatmulInput::multiply_digits(const ChannelKernel& kernel, ThreadPool& pool,
 }
 
 // Up to kCodeRows rows with rows of packed codes.
-void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, Span<const Product> products) {
   arrange(kernel.arrange);
-  const int64_t piece = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 1, pool.size());
-  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
+  for_products(pool, products, rows_ * cols_ / kCodesPerFloat, [&](const Product& product, int64_t begin, int64_t end) {
+    const Matrix& w = *product.w;
     for_outputs(kernel, w, arranged_.data(), rows_, begin, end, [&](int64_t o, const int32_t* sums, double scale) {
       for (int64_t r = 0; r < rows_; ++r)
-        y[r * w.rows + o] = static_cast<float>(sums[r] * (code_scales_[static_cast<size_t>(r)] * scale));
+        product.y[r * w.rows + o] = static_cast<float>(sums[r] * (code_scales_[static_cast<size_t>(r)] * scale));
     });
   });
 }
@@ -245,14 +260,17 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
   });
 }
 
-void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, const Matrix& w, float* y) {
+void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products) {
+  const Matrix& w = *products[0].w;
   const bool is_static = w.input_scale != 0.0f;
-  if (is_static) QAT_CHECK(code_bits(w.dtype) != 0 && w.scales_per_row == 1 && w.cols <= kMostCodes);
+  for (const Product& product : products)
+    if (is_static) QAT_CHECK(code_bits(w.dtype) != 0 && product.w->scales_per_row == 1 && w.cols <= kMostCodes);
   encode(isa, pool, w.input_scale);
-  if (is_static && rows_ <= kCodeRows) return multiply_codes(*find_channel_kernel(w.dtype, isa), pool, w, y);
-  if (rows_ == 1) return dot_blocks(*find_block_kernel(w.dtype, isa), pool, w, y);
+  if (is_static && rows_ <= kCodeRows) return multiply_codes(*find_channel_kernel(w.dtype, isa), pool, products);
+  if (rows_ == 1) return dot_blocks(*find_block_kernel(w.dtype, isa), pool, products);
+  QAT_CHECK(products.size() == 1);
   pack_codes(isa, pool);
-  multiply_code_panels(*find_code_panel_kernel(w.dtype, isa), pool, w, y);
+  multiply_code_panels(*find_code_panel_kernel(w.dtype, isa), pool, w, products[0].y);
 }
 
 }  // namespace qat

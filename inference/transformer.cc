@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "format/error.h"
 #include "format/file_io.h"
@@ -79,13 +80,30 @@ struct Transformer::Pass {
     if (model.activation_hook) model.activation_hook({kind, linear.name, linear.layer, rows, cols, x});
   }
 
-  // y = input * matrix^T. Where the matrix has static activation scales, input and output are rounded to them.
-  void multiply(MatmulInput& input, const Matrix& matrix, const Linear& linear, float* y) {
+  // y = input * matrix^T of each. Where a matrix has static activation scales, input and output are rounded to them.
+  struct Projection {
+    const Matrix& matrix;
+    const Linear& linear;
+    float* y;
+  };
+  void multiply(MatmulInput& input, std::initializer_list<Projection> projections) {
     const int64_t rows = input.rows();
-    observe(Activation::input, linear, rows, matrix.cols, input.x());
-    matmul({model.isa_, model.round_activations_}, pool, input, matrix, y);
-    observe(Activation::output, linear, rows, matrix.rows, y);
-    if (matrix.output_scale != 0.0f) round_rows(y, rows * matrix.rows, matrix.output_scale);
+    Product products[3];
+    size_t count = 0;
+    for (const Projection& p : projections) {
+      if (!p.matrix) continue;  // a layer without its own K and V, or with K = V
+      observe(Activation::input, p.linear, rows, p.matrix.cols, input.x());
+      products[count++] = {&p.matrix, p.y};
+    }
+    matmul({model.isa_, model.round_activations_}, pool, input, {products, count});
+    for (const Projection& p : projections) {
+      if (!p.matrix) continue;
+      observe(Activation::output, p.linear, rows, p.matrix.rows, p.y);
+      if (p.matrix.output_scale != 0.0f) round_rows(p.y, rows * p.matrix.rows, p.matrix.output_scale);
+    }
+  }
+  void multiply(MatmulInput& input, const Matrix& matrix, const Linear& linear, float* y) {
+    multiply(input, {{matrix, linear, y}});
   }
 
   void round_rows(float* x, int64_t count, float scale) {
@@ -180,24 +198,26 @@ struct Transformer::Pass {
     }
   }
 
-  void project_q(const LayerWeights& l, const LayerConfig& layer, const Linear& linear) {
-    const int64_t width = c.heads * layer.head_dim;
+  // Q, and K and V into their caches where the layer has its own. K = V layers take V from K as projected: without its
+  // norm, not rotated.
+  void project(const LayerWeights& l, const LayerConfig& layer, const Linears& linears, size_t index) {
+    const bool has_kv = layer.kv_source == static_cast<int64_t>(index);
+    const int64_t width = c.heads * layer.head_dim, kv_width = layer.kv_heads * layer.head_dim;
     float* q = grown(ws.q, n * width);
-    multiply(ws.input, l.q, linear, q);
+    float* k = grown(ws.k, n * kv_width);
+    float* v = grown(ws.v, n * kv_width);
+    if (has_kv) multiply(ws.input, {{l.q, linears.q, q}, {l.k, linears.k, k}, {l.v, linears.v, v}});
+    else multiply(ws.input, l.q, linears.q, q);
     for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
+    if (!has_kv) return;
+    if (layer.k_eq_v) std::copy_n(k, n * kv_width, v);
+    store_kv(l, layer, linears, index);
   }
 
-  // K and V of the rows, into their caches. K = V layers take V from K as projected: without its norm, not rotated.
-  void project_kv(const LayerWeights& l, const LayerConfig& layer, const Linears& linears, size_t index) {
+  void store_kv(const LayerWeights& l, const LayerConfig& layer, const Linears& linears, size_t index) {
     const int64_t width = layer.kv_heads * layer.head_dim;
-    float* k = grown(ws.k, n * width);
-    float* v = grown(ws.v, n * width);
-    multiply(ws.input, l.k, linears.k, k);
-    if (layer.k_eq_v) {
-      std::copy_n(k, n * width, v);
-    } else {
-      multiply(ws.input, l.v, linears.v, v);
-    }
+    float* k = ws.k.data();
+    float* v = ws.v.data();
     for_rows(6 * width, [&](int64_t r) {
       float* row = v + r * width;
       if (c.v_norm())
@@ -281,8 +301,7 @@ struct Transformer::Pass {
     const Linears& linears = model.linears_[index];
     norm_rows(ws.hidden.data(), l.attention_norm, ws.normed.data());
     ws.input.set(ws.normed.data(), n, c.hidden);
-    project_q(l, layer, linears.q);
-    if (layer.kv_source == static_cast<int64_t>(index)) project_kv(l, layer, linears, index);
+    project(l, layer, linears, index);
     attend_rows(layer);
     ws.inner.set(ws.heads.data(), n, c.heads * layer.head_dim);
     multiply(ws.inner, l.o, linears.o, ws.branch.data());
@@ -297,8 +316,7 @@ struct Transformer::Pass {
     float* up = grown(ws.up, n * ffn);
     norm_rows(ws.hidden.data(), l.ffn_norm, ws.normed.data());
     ws.input.set(ws.normed.data(), n, c.hidden);
-    multiply(ws.input, l.gate, linears.gate, gate);
-    multiply(ws.input, l.up, linears.up, up);
+    multiply(ws.input, {{l.gate, linears.gate, gate}, {l.up, linears.up, up}});
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
     for_rows(4 * ffn, [&](int64_t r) { activate(gate + r * ffn, up + r * ffn, ffn); });
     ws.inner.set(gate, n, ffn);
