@@ -44,9 +44,14 @@ IsaKernels avx512_kernels() {
     table.softmax = softmax_avx512;
     return table;
   }();
+  static const CodeKernels codes = {Isa::avx512, kAvx2CodeKernels.encode_blocks, kAvx2CodeKernels.encode_static,
+                                    kAvx512Panels.store_floats, kAvx512Panels.store_sums};
+  static const PanelKernel panel = {Isa::avx512, kAvx2PanelKernel.pack, kAvx512Panels.multiply};
   IsaKernels kernels = over_avx2(Isa::avx512, kAvx512BlockKernels, channels, kAvx512CodePanelKernels);
   kernels.vectors = &vectors;
   kernels.caches = kAvx512CacheKernels;
+  kernels.codes = &codes;
+  kernels.panel = &panel;
   return kernels;
 }
 #endif

@@ -5,9 +5,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       attention_avx2.cc)
   list(TRANSFORM QAT_KERNELS_AVX2 PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
   set_source_files_properties(${QAT_KERNELS_AVX2} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
-  list(APPEND QAT_KERNELS kernels_avxvnni.cc kernels_avx512.cc attention_avx512.cc)
+  list(APPEND QAT_KERNELS kernels_avxvnni.cc kernels_avx512.cc attention_avx512.cc panel_avx512.cc)
   set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/kernels_avxvnni.cc PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni")
-  set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/kernels_avx512.cc ${CMAKE_CURRENT_LIST_DIR}/attention_avx512.cc PROPERTIES COMPILE_OPTIONS
+  set(QAT_KERNELS_AVX512 kernels_avx512.cc attention_avx512.cc panel_avx512.cc)
+  list(TRANSFORM QAT_KERNELS_AVX512 PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+  set_source_files_properties(${QAT_KERNELS_AVX512} PROPERTIES COMPILE_OPTIONS
     "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   list(APPEND QAT_KERNELS kernels_neon.cc kernels_i8mm.cc)

@@ -26,7 +26,7 @@ extern const VectorKernels kAvx2VectorKernels;
 constexpr int kAvx2CacheTypes = 5;
 extern const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes];
 
-// Products of codes with VNNI, and AVX-512's attention; the rest is AVX2's, also what a row leaves nullptr.
+// Products of codes with VNNI, and AVX-512's attention and panels; the rest is AVX2's, also what a row leaves nullptr.
 extern const BlockKernel kAvxVnniBlockKernels[kBlockTypes];
 extern const ChannelKernel kAvxVnniChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvxVnniCodePanelKernels[kBlockTypes + kChannelTypes];
@@ -35,6 +35,12 @@ extern const ChannelKernel kAvx512ChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvx512CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes];
 void softmax_avx512(float* x, int64_t n);
+struct Avx512Panels {
+  decltype(CodeKernels::store_floats) store_floats;
+  decltype(CodeKernels::store_sums) store_sums;
+  decltype(PanelKernel::multiply) multiply;
+};
+extern const Avx512Panels kAvx512Panels;
 
 // All that an instruction set has, arrays as long as those above. The last five are nullptr for the reference, which
 // meets floats only. An instruction set may take over another's kernels, which then bear the other's name.

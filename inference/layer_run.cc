@@ -37,7 +37,7 @@ void LayerRun::embed() {
     const auto rows = static_cast<int64_t>(stream.rows.size());
     workspace_.rows = stream.rows;
     transformer_.embed(pool_, workspace_);
-    const auto take = [&](const std::vector<float>& from, int64_t width, std::vector<float>& to) {
+    const auto take = [&](const HugeVector<float>& from, int64_t width, HugeVector<float>& to) {
       to.assign(from.begin(), from.begin() + rows * width);
     };
     take(workspace_.hidden, config().hidden, stream.hidden);

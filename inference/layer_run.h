@@ -40,8 +40,8 @@ class LayerRun {
   // Rows of one sequence that pass together.
   struct Stream {
     std::vector<BatchRow> rows;
-    std::vector<float> hidden, per_layer;  // as in Workspace
-    std::vector<float> saved;              // hidden, once
+    HugeVector<float> hidden, per_layer;  // as in Workspace
+    HugeVector<float> saved;              // hidden, once
   };
   Transformer transformer_;
   ThreadPool pool_;

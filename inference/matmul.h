@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "inference/engine.h"
+#include "inference/huge_pages.h"
 #include "inference/kernels.h"
 #include "inference/pieces.h"
 #include "inference/thread_pool.h"
@@ -53,8 +54,8 @@ class MatmulInput {
   void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, Span<const Product> products);
   void multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
-  void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, float* room,
-                           float* y) const;
+  void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, int64_t next,
+                           float* room, float* y) const;
   void multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products);
   void multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products);
   float* scratch(int worker) { return scratch_.data() + static_cast<size_t>(worker) * scratch_stride_; }
@@ -63,23 +64,23 @@ class MatmulInput {
   const float* x_ = nullptr;
   int64_t rows_ = 0, cols_ = 0;
   bool is_packed_ = false;
-  Lines<float> packed_;  // panels
+  HugeVector<float> packed_;  // panels
   float rounded_scale_ = 0.0f;
-  Lines<float> rounded_;  // x on the grid of that scale; 0: not yet
+  HugeVector<float> rounded_;  // x on the grid of that scale; 0: not yet
   // In 8 bits, by coded_scale_ or, 0, by blocks.
   bool is_coded_ = false, has_code_panels_ = false;
   float coded_scale_ = 0.0f;
-  int64_t code_stride_ = 0;                             // cols rounded up to kCodeBlock; what is added is 0
-  Lines<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
-  Lines<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
-  Lines<float> panel_scales_, panel_sums_;
-  Lines<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
-  Lines<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
+  int64_t code_stride_ = 0;                                  // cols rounded up to kCodeBlock; what is added is 0
+  HugeVector<int8_t> codes_, panel_codes_;                   // [rows, code_stride_]; in panels
+  HugeVector<float> block_scales_, block_sums_, half_sums_;  // as encode_blocks leaves them, of all rows
+  HugeVector<float> panel_scales_, panel_sums_;
+  HugeVector<double> code_scales_;  // per row: coded_scale_, or NaN where the row has one; rounded up to panels
+  HugeVector<int32_t> code_sums_;   // per row: sum of codes, rounded up likewise
   void (*arranged_by_)(const int8_t* codes, int64_t cols, int8_t* out) = nullptr;
-  Lines<int8_t> arranged_;  // rows, arranged_bytes(cols) apart; or the two digits of one
+  HugeVector<int8_t> arranged_;  // rows, arranged_bytes(cols) apart; or the two digits of one
   bool has_digits_ = false;
   double digit_scale_ = 0.0;
-  Lines<float> scratch_;  // per worker: weights decoded or unpacked, sums
+  HugeVector<float> scratch_;  // per worker: weights decoded or unpacked, sums
   size_t scratch_stride_ = 0;
 };
 

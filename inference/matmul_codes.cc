@@ -26,7 +26,7 @@ const uint8_t* row_of(const Matrix& w, int64_t row) {
 }
 
 template <class T>
-T* grown(Lines<T>& buffer, int64_t count) {
+T* grown(HugeVector<T>& buffer, int64_t count) {
   if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
   return buffer.data();
 }
@@ -199,19 +199,20 @@ namespace {
 // one block of weights meets the panels, memory brings the next, of which each row is too short a run for the hardware
 // to see it coming.
 void prefetch_block(const Matrix& w, int64_t first, int64_t outputs, int64_t k, int64_t part, int64_t parts) {
+  const auto stride = static_cast<int64_t>(row_bytes(w.dtype, w.cols));
   const auto bytes = static_cast<int64_t>(row_bytes(w.dtype, std::min(kCodeDepth, w.cols - k)));
-  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows);
-  for (int64_t row = first + outputs * part / parts; row < end; ++row) {
-    const uint8_t* from = row_of(w, row) + row_bytes(w.dtype, k);
+  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows), begin = first + outputs * part / parts;
+  const uint8_t* from = w.data + begin * stride + static_cast<int64_t>(row_bytes(w.dtype, k));
+  for (int64_t row = begin; row < end; ++row, from += stride)
     for (int64_t byte = 0; byte < bytes + 63; byte += 64) __builtin_prefetch(from + std::min(byte, bytes - 1), 0, 2);
-  }
 }
 
 }  // namespace
 
-// Rows [first, first + outputs) of the weights with all rows. `room`: see multiply_code_panels.
+// Rows [first, first + outputs) of the weights with all rows. `next`: the first row of the next such call, likely.
+// `room`: see multiply_code_panels.
 void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs,
-                                      float* room, float* y) const {
+                                      int64_t next, float* room, float* y) const {
   const CodeKernels& kernels = *find_code_kernels(kernel.isa);
   const int64_t height = round_up(rows_, kLanes), blocks = w.cols / kCodeBlock;
   float* sums = room;  // [panel][output][width], floats or int32
@@ -229,7 +230,7 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
                                panel_scales_.data() + r * blocks + k / kCodeBlock * width,
                                panel_sums_.data() + 2 * r * blocks + k / 16 * width};
       const bool is_last = k + depth == w.cols;
-      prefetch_block(w, is_last ? first + outputs : first, outputs, is_last ? 0 : k + depth, r / kCodePanelRows,
+      prefetch_block(w, is_last ? next : first, outputs, is_last ? 0 : k + depth, r / kCodePanelRows,
                      (rows_ + kCodePanelRows - 1) / kCodePanelRows);
       kernel.multiply(panel, depth, codes, scales, outputs, sums + r * kCodeOutputs, width);
     }
@@ -255,8 +256,12 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
   const int64_t wanted = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 8, pool.size());
   const int64_t piece = std::min(kCodeOutputs, wanted);
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t o = begin; o < end; o += kCodeOutputs)
-      multiply_code_block(kernel, w, o, std::min(kCodeOutputs, end - o), scratch(worker), y);
+    for (int64_t o = begin; o < end; o += kCodeOutputs) {
+      const int64_t outputs = std::min(kCodeOutputs, end - o);
+      // Threads that are as fast as each other take pieces in turn.
+      const int64_t next = o + outputs < end ? o + outputs : begin + piece * pool.size();
+      multiply_code_block(kernel, w, o, outputs, next, scratch(worker), y);
+    }
   });
 }
 

@@ -1,10 +1,8 @@
-// How loops of products are cut up for a pool of threads, and memory for them. Internal to inference/.
+// How loops of products are cut up for a pool of threads. Internal to inference/.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
-#include <vector>
 
 namespace qat {
 
@@ -17,27 +15,5 @@ inline int64_t piece_of(int64_t items, int64_t work_per_item, int64_t step, int 
   const int64_t least = round_up(std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work_per_item)), step);
   return std::max(least, round_up(items / (4 * workers), step));
 }
-
-// Memory that begins where a cache line does: a vector of 64 bytes that lies across two lines costs two loads.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  static constexpr std::align_val_t kLine{64};
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
-  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
-  template <class U>
-  bool operator==(const LineAllocator<U>&) const {
-    return true;
-  }
-  template <class U>
-  bool operator!=(const LineAllocator<U>&) const {
-    return false;
-  }
-};
-template <class T>
-using Lines = std::vector<T, LineAllocator<T>>;
 
 }  // namespace qat

@@ -16,7 +16,7 @@ namespace {
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
 int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
 
-float* grown(std::vector<float>& buffer, int64_t floats) {
+float* grown(HugeVector<float>& buffer, int64_t floats) {
   if (buffer.size() < static_cast<size_t>(floats)) buffer.resize(static_cast<size_t>(floats));
   return buffer.data();
 }
@@ -355,7 +355,7 @@ struct Transformer::Pass {
   // Goes on without the first `count` rows: once all K and V are written, rows that no logits are wanted of have no
   // more use.
   void drop_rows(int64_t count) {
-    const auto drop = [&](std::vector<float>& buffer, int64_t width) {
+    const auto drop = [&](HugeVector<float>& buffer, int64_t width) {
       std::copy(buffer.begin() + count * width, buffer.begin() + n * width, buffer.begin());
     };
     drop(ws.hidden, c.hidden);

@@ -28,14 +28,14 @@ struct RowGroup {
 struct Workspace {
   std::vector<BatchRow> rows;
   std::vector<RowGroup> groups;
-  std::vector<float> hidden, normed,
-      branch;  // [rows, hidden]: the residual stream; a norm of it; what an attention or MLP adds
-  std::vector<float> q, k, v, heads;  // [rows, heads * head_dim] (k, v: kv_heads): projections, attention's result
-  std::vector<float> gate, up;        // [rows, ffn]
-  std::vector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
-  std::vector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
-  std::vector<float> attention;                  // per worker: scores and decoded keys or values
-  MatmulInput input, inner;                      // of the projections out of the residual stream; of those back into it
+  HugeVector<float> hidden, normed,
+      branch;                        // [rows, hidden]: the residual stream; a norm of it; what an attention or MLP adds
+  HugeVector<float> q, k, v, heads;  // [rows, heads * head_dim] (k, v: kv_heads): projections, attention's result
+  HugeVector<float> gate, up;        // [rows, ffn]
+  HugeVector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
+  HugeVector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
+  HugeVector<float> attention;                  // per worker: scores and decoded keys or values
+  MatmulInput input, inner;                     // of the projections out of the residual stream; of those back into it
 };
 
 class Transformer {
