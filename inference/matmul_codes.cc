@@ -215,15 +215,16 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
                                       int64_t next, float* room, float* y) const {
   const CodeKernels& kernels = *find_code_kernels(kernel.isa);
   const int64_t height = round_up(rows_, kLanes), blocks = w.cols / kCodeBlock;
+  const size_t stride = row_bytes(w.dtype, w.cols);
   float* sums = room;  // [panel][output][width], floats or int32
   float* scales = sums + kCodeOutputs * height;
   auto* codes = reinterpret_cast<uint8_t*>(scales + kCodeOutputs * kGroupsPerRow);
   std::fill_n(sums, kCodeOutputs * height, 0.0f);
   for (int64_t k = 0; k < w.cols; k += kCodeDepth) {
     const int64_t depth = std::min(kCodeDepth, w.cols - k);
-    for (int64_t i = 0; i < outputs; ++i)
-      kernel.unpack(row_of(w, first + i) + row_bytes(w.dtype, k), depth, codes + i * kernel.planes * kCodeDepth,
-                    scales + i * kGroupsPerRow);
+    const uint8_t* row = row_of(w, first) + row_bytes(w.dtype, k);
+    for (int64_t i = 0; i < outputs; ++i, row += stride)
+      kernel.unpack(row, depth, codes + i * kernel.planes * kCodeDepth, scales + i * kGroupsPerRow);
     for (int64_t r = 0; r < rows_; r += kCodePanelRows) {
       const int64_t width = std::min(kCodePanelRows, height - r);
       const CodePanel panel = {panel_codes_.data() + r * code_stride_ + k * width, width,
