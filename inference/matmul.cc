@@ -130,6 +130,16 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
   });
 }
 
+namespace {
+
+// By kernels that take activations in 8 bits.
+bool meets_codes(const Arithmetic& how, const Matrix& w) {
+  return find_panel_kernel(how.isa) != nullptr &&
+         (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, how.isa) != nullptr));
+}
+
+}  // namespace
+
 // The products are one, or alike (see below).
 void MatmulInput::multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products) {
   const Isa isa = how.isa;
@@ -140,8 +150,7 @@ void MatmulInput::multiply(const Arithmetic& how, ThreadPool& pool, Span<const P
     round(pool, w.input_scale);
     return multiply_by_row(isa, pool, rounded_.data(), w, y);
   }
-  if (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, isa) != nullptr))
-    return multiply_rounded(isa, pool, products);
+  if (meets_codes(how, w)) return multiply_rounded(isa, pool, products);
   if (how.round_activations && vectors && rows_ == 1 && code_bits(w.dtype) != 0 && w.scales_per_row == 1 &&
       w.cols <= kMostCodes)
     return multiply_digits(*find_channel_kernel(w.dtype, isa), pool, w, y);
@@ -151,15 +160,11 @@ void MatmulInput::multiply(const Arithmetic& how, ThreadPool& pool, Span<const P
 }
 
 void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, Span<const Product> products) {
-  // Of a lone row, and by a kernel that takes its activations in 8 bits.
-  const auto can_join = [&](const Matrix& w) {
-    return input.rows_ == 1 && find_panel_kernel(how.isa) != nullptr &&
-           (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, how.isa) != nullptr));
-  };
   for (size_t i = 0, count = 1; i < products.size(); i += count, count = 1) {
     const Matrix& first = *products[i].w;
     QAT_CHECK(first.cols == input.cols_);
-    for (; can_join(first) && i + count < products.size(); ++count) {
+    const bool can_join = input.rows_ == 1 && meets_codes(how, first);
+    for (; can_join && i + count < products.size(); ++count) {
       const Matrix& next = *products[i + count].w;
       if (next.dtype != first.dtype || next.cols != first.cols || next.input_scale != first.input_scale) break;
     }

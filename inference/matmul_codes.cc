@@ -201,7 +201,8 @@ namespace {
 void prefetch_block(const Matrix& w, int64_t first, int64_t outputs, int64_t k, int64_t part, int64_t parts) {
   const auto stride = static_cast<int64_t>(row_bytes(w.dtype, w.cols));
   const auto bytes = static_cast<int64_t>(row_bytes(w.dtype, std::min(kCodeDepth, w.cols - k)));
-  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows), begin = first + outputs * part / parts;
+  const int64_t begin = std::min(first + outputs * part / parts, w.rows);
+  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows);
   const uint8_t* from = w.data + begin * stride + static_cast<int64_t>(row_bytes(w.dtype, k));
   for (int64_t row = begin; row < end; ++row, from += stride)
     for (int64_t byte = 0; byte < bytes + 63; byte += 64) __builtin_prefetch(from + std::min(byte, bytes - 1), 0, 2);

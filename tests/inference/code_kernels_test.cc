@@ -2,7 +2,10 @@
 // and scales mean, summed in double or, where sums are integers, exactly.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cfloat>
+#include <cmath>
+#include <cstring>
 
 #include "inference/kernels.h"
 #include "inference/matmul.h"
@@ -252,6 +255,44 @@ TEST_P(CodeKernelsTest, ALoneRowIn16Bits) {
       for (const float value : multiply(1, x, 1, w)) EXPECT_EQ(value, 0.0f);
     }
 }
+
+#if defined(__x86_64__)
+// Panels of floats, and results brought to rows: lanes are other rows there, the numbers the same.
+TEST(Avx512Panels, AreAvx2sBitForBit) {
+  if (!isa_supported(Isa::avx512)) GTEST_SKIP() << "this processor does not run avx512";
+  Random random(12);
+  const PanelKernel &panel = *find_panel_kernel(Isa::avx512), &panel2 = *find_panel_kernel(Isa::avx2);
+  const CodeKernels &codes = *find_code_kernels(Isa::avx512), &codes2 = *find_code_kernels(Isa::avx2);
+  ASSERT_NE(panel.multiply, panel2.multiply);
+  ASSERT_NE(codes.store_sums, codes2.store_sums);
+  for (int64_t rows = 1; rows <= kPanelRows; ++rows) {
+    for (const int64_t outputs : {1, 7, 8, 17, 64}) {
+      const int64_t depth = 33, width = (rows + kLanes - 1) / kLanes * kLanes;
+      const std::vector<float> x = random.floats(width * depth), w = random.floats((outputs + kOutputStep) * depth);
+      std::vector<float> y = random.floats(rows * outputs), y2 = y;
+      for (const bool add : {true, false}) {
+        panel.multiply(x.data(), rows, depth, w.data(), depth, outputs, y.data(), outputs, add);
+        panel2.multiply(x.data(), rows, depth, w.data(), depth, outputs, y2.data(), outputs, add);
+        ASSERT_EQ(y, y2) << rows << " rows, " << outputs << " outputs";
+      }
+      if (rows > kCodePanelRows) continue;
+      std::vector<int32_t> sums(static_cast<size_t>(width * outputs)), x_sums(static_cast<size_t>(width));
+      for (int32_t& sum : sums) sum = static_cast<int32_t>(random.floats(1)[0] * 1e6f);
+      for (int32_t& sum : x_sums) sum = static_cast<int32_t>(random.floats(1)[0] * 1e4f);
+      std::vector<double> x_scales(static_cast<size_t>(width), 0.037);
+      x_scales[0] = std::nan("");
+      codes.store_sums(sums.data(), width, rows, outputs, 8, x_sums.data(), x_scales.data(), w.data(), y.data(),
+                       outputs);
+      codes2.store_sums(sums.data(), width, rows, outputs, 8, x_sums.data(), x_scales.data(), w.data(), y2.data(),
+                        outputs);
+      ASSERT_EQ(std::memcmp(y.data(), y2.data(), y.size() * sizeof(float)), 0) << rows << " rows, " << outputs;
+      codes.store_floats(x.data(), width, rows, std::min(outputs, depth), y.data(), outputs);
+      codes2.store_floats(x.data(), width, rows, std::min(outputs, depth), y2.data(), outputs);
+      ASSERT_EQ(std::memcmp(y.data(), y2.data(), y.size() * sizeof(float)), 0) << rows << " rows, " << outputs;
+    }
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace qat

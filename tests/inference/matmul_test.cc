@@ -207,6 +207,45 @@ TEST_P(Matmul, RowsOfAnEmbeddingWithSeveralScales) {
   }
 }
 
+// Of a lone row, neighbours of one type and grid are one loop over their rows.
+TEST_P(Matmul, SeveralProductsAreWhatTheyAreOneByOne) {
+  Random random(8);
+  const int64_t cols = 96;
+  const StoredRows few(DType::Q4_0, random.floats(5 * cols), 5, cols);
+  const StoredRows many(DType::Q4_0, random.floats(700 * cols), 700, cols);
+  const StoredRows other(DType::Q8_0, random.floats(64 * cols), 64, cols);
+  ChannelMatrix a(4, 300, cols, 1, &random), b(4, 41, cols, 1, &random), c(4, 30, cols, 1, &random);
+  a.matrix.input_scale = b.matrix.input_scale = 0.05f;
+  c.matrix.input_scale = 0.03f;
+  const Matrix q4_few = {DType::Q4_0, 5, cols, few.data()}, q4_many = {DType::Q4_0, 700, cols, many.data()};
+  const Matrix q8 = {DType::Q8_0, 64, cols, other.data()};
+  const std::vector<std::vector<const Matrix*>> sets = {{&q4_few, &q4_many, &q4_few},
+                                                        {&q4_many, &q8, &q4_few},
+                                                        {&a.matrix, &b.matrix, &c.matrix},
+                                                        {&c.matrix, &a.matrix}};
+  for (const auto& matrices : sets) {
+    for (const int64_t rows : {1, 3}) {
+      const std::vector<float> x = random.floats(rows * cols);
+      for (const int threads : {1, 3}) {
+        ThreadPool pool(threads);
+        MatmulInput together, alone;
+        together.set(x.data(), rows, cols);
+        std::vector<std::vector<float>> y;
+        for (const Matrix* w : matrices) y.emplace_back(static_cast<size_t>(rows * w->rows), 7.0f);
+        std::vector<Product> products;
+        for (size_t i = 0; i < matrices.size(); ++i) products.push_back({matrices[i], y[i].data()});
+        matmul({GetParam(), true}, pool, together, {products.data(), products.size()});
+        for (size_t i = 0; i < matrices.size(); ++i) {
+          std::vector<float> one(y[i].size(), 9.0f);
+          alone.set(x.data(), rows, cols);
+          matmul({GetParam(), true}, pool, alone, *matrices[i], one.data());
+          EXPECT_EQ(y[i], one) << "product " << i << ", " << rows << " rows, " << threads << " threads";
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Matmul, SameBitsForAnyCountOfThreads) {
   Random random(4);
   const int64_t outputs = 700, cols = 96;
