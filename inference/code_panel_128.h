@@ -275,15 +275,17 @@ inline void multiply_channel_panel(const CodePanel& x, int64_t cols, const uint8
 }
 static_assert(kLanes == 8 && kCodeOutputs % 4 == 0);
 
+constexpr int64_t kPanelWidth = 16;
+
 template <Isa isa>
 constexpr CodePanelKernel kCodePanelKernels[kBlockTypes + kChannelTypes] = {
-    {DType::Q2_0, isa, 32, kPlanes, 0, unpack_blocks<BlocksQ2_0, 32>, multiply_block_panel<32>},
-    {DType::Q4_0, isa, 32, kPlanes, 0, unpack_blocks<BlocksQ4_0, 32>, multiply_block_panel<32>},
-    {DType::Q8_0, isa, 32, kPlanes, 0, unpack_blocks<BlocksQ8_0, 32>, multiply_block_panel<32>},
-    {DType::Q6_K, isa, 16, kPlanes, 0, unpack_blocks<BlocksQ6_K, 16>, multiply_block_panel<16>},
-    {DType::I2, isa, 0, kPlanes, 0, unpack_packed<2>, multiply_channel_panel},
-    {DType::I4, isa, 0, kPlanes, 0, unpack_packed<4>, multiply_channel_panel},
-    {DType::I8, isa, 0, kPlanes, 0, unpack_packed<8>, multiply_channel_panel},
+    {DType::Q2_0, isa, kPanelWidth, 32, kPlanes, 0, unpack_blocks<BlocksQ2_0, 32>, multiply_block_panel<32>},
+    {DType::Q4_0, isa, kPanelWidth, 32, kPlanes, 0, unpack_blocks<BlocksQ4_0, 32>, multiply_block_panel<32>},
+    {DType::Q8_0, isa, kPanelWidth, 32, kPlanes, 0, unpack_blocks<BlocksQ8_0, 32>, multiply_block_panel<32>},
+    {DType::Q6_K, isa, kPanelWidth, 16, kPlanes, 0, unpack_blocks<BlocksQ6_K, 16>, multiply_block_panel<16>},
+    {DType::I2, isa, kPanelWidth, 0, kPlanes, 0, unpack_packed<2>, multiply_channel_panel},
+    {DType::I4, isa, kPanelWidth, 0, kPlanes, 0, unpack_packed<4>, multiply_channel_panel},
+    {DType::I8, isa, kPanelWidth, 0, kPlanes, 0, unpack_packed<8>, multiply_channel_panel},
 };
 
 }  // namespace

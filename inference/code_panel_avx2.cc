@@ -144,7 +144,8 @@ void multiply_rows(const CodePanel& x, int64_t cols, const uint8_t* codes, int64
     sums += kRows * stride;
   }
 }
-static_assert(kCodePanelRows == 16 && kCodeDepth % 256 == 0);
+static_assert(kCodeDepth % 256 == 0);
+constexpr int64_t kPanelWidth = 16;
 
 template <int kGroup, int kPlanes, int kOffset>
 void multiply_blocks(const CodePanel& x, int64_t cols, const uint8_t* codes, const float* scales, int64_t outputs,
@@ -165,13 +166,13 @@ void multiply_channels(const CodePanel& x, int64_t cols, const uint8_t* codes, c
 }  // namespace
 
 const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes] = {
-    {DType::Q2_0, Isa::avx2, 32, 1, 1, unpacking::unpack_q2_0, multiply_blocks<32, 1, 1>},
-    {DType::Q4_0, Isa::avx2, 32, 1, 8, unpacking::unpack_q4_0, multiply_blocks<32, 1, 8>},
-    {DType::Q8_0, Isa::avx2, 32, 2, 128, unpacking::unpack_q8_0<2>, multiply_blocks<32, 2, 128>},
-    {DType::Q6_K, Isa::avx2, 16, 2, 32, unpacking::unpack_q6_k<2>, multiply_blocks<16, 2, 32>},
-    {DType::I2, Isa::avx2, 0, 1, 2, unpacking::unpack_i2, multiply_channels<32, 1>},
-    {DType::I4, Isa::avx2, 0, 1, 8, unpacking::unpack_i4, multiply_channels<8, 1>},
-    {DType::I8, Isa::avx2, 0, 2, 128, unpacking::unpack_i8<2>, multiply_channels<8, 2>},
+    {DType::Q2_0, Isa::avx2, kPanelWidth, 32, 1, 1, unpacking::unpack_q2_0, multiply_blocks<32, 1, 1>},
+    {DType::Q4_0, Isa::avx2, kPanelWidth, 32, 1, 8, unpacking::unpack_q4_0, multiply_blocks<32, 1, 8>},
+    {DType::Q8_0, Isa::avx2, kPanelWidth, 32, 2, 128, unpacking::unpack_q8_0<2>, multiply_blocks<32, 2, 128>},
+    {DType::Q6_K, Isa::avx2, kPanelWidth, 16, 2, 32, unpacking::unpack_q6_k<2>, multiply_blocks<16, 2, 32>},
+    {DType::I2, Isa::avx2, kPanelWidth, 0, 1, 2, unpacking::unpack_i2, multiply_channels<32, 1>},
+    {DType::I4, Isa::avx2, kPanelWidth, 0, 1, 8, unpacking::unpack_i4, multiply_channels<8, 1>},
+    {DType::I8, Isa::avx2, kPanelWidth, 0, 2, 128, unpacking::unpack_i8<2>, multiply_channels<8, 2>},
 };
 
 }  // namespace qat

@@ -75,15 +75,16 @@ const BlockKernel* find_block_kernel(DType type, Isa isa);  // nullptr: floats m
 // rows of activations, packed in panels; here four columns of a row stand side by side: codes[(k / 4 * width + r) * 4 +
 // k % 4], which PanelKernel::pack makes of rows of codes seen as rows of 32-bit words.
 
-constexpr int64_t kCodePanelRows = 16;
 // Columns of weights unpacked at a time; a multiple of every block.
 constexpr int64_t kCodeDepth = 512;
 // Rows of weights, a multiple of what a kernel multiplies at a time.
 constexpr int64_t kCodeOutputs = 64;
 
+constexpr int64_t kMostPanelRows = 32;
+
 struct CodePanel {
   const int8_t* codes;  // [ceil(cols / 4), width, 4]; missing rows and columns are 0
-  int64_t width;        // rows rounded up to kLanes, at most kCodePanelRows
+  int64_t width;        // rows rounded up to kLanes, at most the kernel's panel_rows
   const float* scales;  // [cols / kCodeBlock, width]; unused where the weights have one scale per row
   const float* sums;    // [cols / 16, width]: scale * the sum of 16 codes
 };
@@ -91,6 +92,8 @@ struct CodePanel {
 struct CodePanelKernel {
   DType type;
   Isa isa;
+  // Rows of a panel but the last, the same for all types of an instruction set; at most kMostPanelRows.
+  int64_t panel_rows;
   // Weights have a scale for every `group` columns (16 or 32), or, 0, one for the row: then sums are integers.
   int64_t group;
   // Bytes per code once unpacked, one or two. What they hold is between unpack and multiply.

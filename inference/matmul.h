@@ -45,7 +45,7 @@ class MatmulInput {
   void round(ThreadPool& pool, float scale);
   void encode(Isa isa, ThreadPool& pool, float scale);
   void arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8_t* out));
-  void pack_codes(Isa isa, ThreadPool& pool);
+  void pack_codes(const CodePanelKernel& panels_of, ThreadPool& pool);
   void encode_digits(const ChannelKernel& kernel);
   // Products.
   void multiply_by_row(Isa isa, ThreadPool& pool, const float* x, const Matrix& w, float* y);
@@ -54,6 +54,8 @@ class MatmulInput {
   void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, Span<const Product> products);
   void multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
+  void store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const Matrix& w, int64_t first,
+                   int64_t outputs, const float* row_scales, float* y) const;
   void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, int64_t next,
                            float* room, float* y) const;
   void multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products);

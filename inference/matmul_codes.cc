@@ -109,26 +109,26 @@ void MatmulInput::arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8
 }
 
 // The float kernel moves words of 32 bits: four codes are one.
-void MatmulInput::pack_codes(Isa isa, ThreadPool& pool) {
+void MatmulInput::pack_codes(const CodePanelKernel& panels_of, ThreadPool& pool) {
   if (has_code_panels_) return;
   has_code_panels_ = true;
-  const PanelKernel& kernel = *find_panel_kernel(isa);
+  const PanelKernel& kernel = *find_panel_kernel(panels_of.isa);
+  const int64_t panel_rows = panels_of.panel_rows;
   const int64_t height = round_up(rows_, kLanes), blocks = cols_ / kCodeBlock;
   auto* codes = reinterpret_cast<float*>(grown(panel_codes_, height * code_stride_));
   const auto* from = reinterpret_cast<const float*>(codes_.data());
   float* scales = grown(panel_scales_, height * blocks);
   float* sums = grown(panel_sums_, height * 2 * blocks);
-  const int64_t words = code_stride_ / 4, panels = (rows_ + kCodePanelRows - 1) / kCodePanelRows;
-  pool.parallel_for(
-      panels, piece_of(panels, kCodePanelRows * words, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
-        for (int64_t p = begin; p < end; ++p) {
-          const int64_t first = p * kCodePanelRows, rows = std::min(kCodePanelRows, rows_ - first);
-          kernel.pack(from + first * words, words, rows, words, codes + first * words);
-          if (coded_scale_ != 0.0f) continue;
-          kernel.pack(block_scales_.data() + first * blocks, blocks, rows, blocks, scales + first * blocks);
-          kernel.pack(half_sums_.data() + first * 2 * blocks, 2 * blocks, rows, 2 * blocks, sums + first * 2 * blocks);
-        }
-      });
+  const int64_t words = code_stride_ / 4, panels = (rows_ + panel_rows - 1) / panel_rows;
+  pool.parallel_for(panels, piece_of(panels, panel_rows * words, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = p * panel_rows, rows = std::min(panel_rows, rows_ - first);
+      kernel.pack(from + first * words, words, rows, words, codes + first * words);
+      if (coded_scale_ != 0.0f) continue;
+      kernel.pack(block_scales_.data() + first * blocks, blocks, rows, blocks, scales + first * blocks);
+      kernel.pack(half_sums_.data() + first * 2 * blocks, 2 * blocks, rows, 2 * blocks, sums + first * 2 * blocks);
+    }
+  });
 }
 
 // A lone row with rows of blocks.
@@ -208,45 +208,56 @@ void prefetch_block(const Matrix& w, int64_t first, int64_t outputs, int64_t k, 
     for (int64_t byte = 0; byte < bytes + 63; byte += 64) __builtin_prefetch(from + std::min(byte, bytes - 1), 0, 2);
 }
 
+// Asks for what a panel is about to write, a few numbers to each of rows that lie far from each other.
+void prefetch_results(const float* y, int64_t rows, int64_t outputs, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; o += 16) __builtin_prefetch(y + r * stride + o, 1);
+}
+
 }  // namespace
+
+// What a panel's sums of outputs [first, first + outputs) come to, in rows of y from r on. `row_scales`: of the
+// outputs, where sums are integers.
+void MatmulInput::store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const Matrix& w,
+                              int64_t first, int64_t outputs, const float* row_scales, float* y) const {
+  const CodeKernels& kernels = *find_code_kernels(kernel.isa);
+  const int64_t width = std::min(kernel.panel_rows, round_up(rows_, kLanes) - r), rows = std::min(width, rows_ - r);
+  float* to = y + r * w.rows + first;
+  if (kernel.group != 0) return kernels.store_floats(sums, width, rows, outputs, to, w.rows);
+  kernels.store_sums(reinterpret_cast<const int32_t*>(sums), width, rows, outputs, kernel.offset, code_sums_.data() + r,
+                     code_scales_.data() + r, row_scales, to, w.rows);
+}
 
 // Rows [first, first + outputs) of the weights with all rows. `next`: the first row of the next such call, likely.
 // `room`: see multiply_code_panels.
 void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs,
                                       int64_t next, float* room, float* y) const {
-  const CodeKernels& kernels = *find_code_kernels(kernel.isa);
   const int64_t height = round_up(rows_, kLanes), blocks = w.cols / kCodeBlock;
+  const int64_t panels = (rows_ + kernel.panel_rows - 1) / kernel.panel_rows;
   const size_t stride = row_bytes(w.dtype, w.cols);
   float* sums = room;  // [panel][output][width], floats or int32
   float* scales = sums + kCodeOutputs * height;
   auto* codes = reinterpret_cast<uint8_t*>(scales + kCodeOutputs * kGroupsPerRow);
-  std::fill_n(sums, kCodeOutputs * height, 0.0f);
+  float row_scales[kCodeOutputs];
+  for (int64_t i = 0; i < outputs && kernel.group == 0; ++i) row_scales[i] = scale_of(w, first + i);
   for (int64_t k = 0; k < w.cols; k += kCodeDepth) {
     const int64_t depth = std::min(kCodeDepth, w.cols - k);
+    const bool is_last = k + depth == w.cols;
     const uint8_t* row = row_of(w, first) + row_bytes(w.dtype, k);
     for (int64_t i = 0; i < outputs; ++i, row += stride)
       kernel.unpack(row, depth, codes + i * kernel.planes * kCodeDepth, scales + i * kGroupsPerRow);
-    for (int64_t r = 0; r < rows_; r += kCodePanelRows) {
-      const int64_t width = std::min(kCodePanelRows, height - r);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t r = p * kernel.panel_rows, width = std::min(kernel.panel_rows, height - r);
       const CodePanel panel = {panel_codes_.data() + r * code_stride_ + k * width, width,
                                panel_scales_.data() + r * blocks + k / kCodeBlock * width,
                                panel_sums_.data() + 2 * r * blocks + k / 16 * width};
-      const bool is_last = k + depth == w.cols;
-      prefetch_block(w, is_last ? next : first, outputs, is_last ? 0 : k + depth, r / kCodePanelRows,
-                     (rows_ + kCodePanelRows - 1) / kCodePanelRows);
-      kernel.multiply(panel, depth, codes, scales, outputs, sums + r * kCodeOutputs, width);
+      float* panel_sums = sums + r * kCodeOutputs;
+      if (k == 0) std::fill_n(panel_sums, kCodeOutputs * width, 0.0f);
+      if (is_last) prefetch_results(y + r * w.rows + first, std::min(width, rows_ - r), outputs, w.rows);
+      prefetch_block(w, is_last ? next : first, outputs, is_last ? 0 : k + depth, p, panels);
+      kernel.multiply(panel, depth, codes, scales, outputs, panel_sums, width);
+      if (is_last) store_panel(kernel, panel_sums, r, w, first, outputs, row_scales, y);
     }
-  }
-  float row_scales[kCodeOutputs];
-  for (int64_t i = 0; i < outputs && kernel.group == 0; ++i) row_scales[i] = scale_of(w, first + i);
-  for (int64_t r = 0; r < rows_; r += kCodePanelRows) {
-    const int64_t width = std::min(kCodePanelRows, height - r), rows = std::min(width, rows_ - r);
-    const float* from = sums + r * kCodeOutputs;
-    float* to = y + r * w.rows + first;
-    if (kernel.group != 0) kernels.store_floats(from, width, rows, outputs, to, w.rows);
-    else
-      kernels.store_sums(reinterpret_cast<const int32_t*>(from), width, rows, outputs, kernel.offset,
-                         code_sums_.data() + r, code_scales_.data() + r, row_scales, to, w.rows);
   }
 }
 
@@ -276,8 +287,9 @@ void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product
   if (is_static && rows_ <= kCodeRows) return multiply_codes(*find_channel_kernel(w.dtype, isa), pool, products);
   if (rows_ == 1) return dot_blocks(*find_block_kernel(w.dtype, isa), pool, products);
   QAT_CHECK(products.size() == 1);
-  pack_codes(isa, pool);
-  multiply_code_panels(*find_code_panel_kernel(w.dtype, isa), pool, w, products[0].y);
+  const CodePanelKernel& kernel = *find_code_panel_kernel(w.dtype, isa);
+  pack_codes(kernel, pool);
+  multiply_code_panels(kernel, pool, w, products[0].y);
 }
 
 }  // namespace qat

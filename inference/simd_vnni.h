@@ -44,8 +44,12 @@ inline Ints differing(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 inline Ints shifted_right(Ints v, unsigned bits) { return _mm512_srli_epi16(v, bits); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints product(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
-// sum + the products of 4 bytes of u, unsigned, with 4 of s, signed, in each lane; wraps.
-inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+// sum + the products of 4 bytes of u, unsigned, with 4 of s, signed, in each lane; wraps. Around the intrinsic GCC 12
+// copies every sum of a loop to another register and back.
+inline Ints dot(Ints sum, Ints u, Ints s) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+  return sum;
+}
 // The first n bytes, n >= 1; the others 0, and not read.
 inline Ints load_first(const uint8_t* p, int64_t n) { return _mm512_maskz_loadu_epi8(~__mmask64{0} >> (64 - n), p); }
 // Part t of 16 bytes from p + t * stride.

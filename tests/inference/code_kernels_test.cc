@@ -122,7 +122,7 @@ TEST_P(CodeKernelsTest, ProductsOfBlocks) {
   Random random(33);
   for (const DType type : kBlockTypesTested) {
     const int64_t block = dtype_info(type).block_size;
-    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 17, 35})
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 17, 24, 31, 35, 59})
       for (const int64_t outputs : {1, 3, 4, 64, 65, 131})
         for (const int64_t cols : {block, 3 * block, 512 + 2 * block}) {
           if (outputs > 65 && rows > 9) continue;
@@ -190,7 +190,7 @@ TEST_P(CodeKernelsTest, ARowDependsOnNothingButItself) {
 TEST_P(CodeKernelsTest, ProductsOfPackedCodesAreExact) {
   Random random(35);
   for (const int bits : {2, 4, 8})
-    for (const int64_t rows : {1, 4, 5, 8, 19, 33})
+    for (const int64_t rows : {1, 4, 5, 8, 19, 24, 32, 33})
       for (const int64_t cols : {1, 31, 64, 130, 515, 1029}) {
         const int64_t outputs = rows < 8 ? 67 : 9;
         std::vector<int8_t> codes(static_cast<size_t>(outputs * cols));
@@ -265,17 +265,17 @@ TEST(Avx512Panels, AreAvx2sBitForBit) {
   const CodeKernels &codes = *find_code_kernels(Isa::avx512), &codes2 = *find_code_kernels(Isa::avx2);
   ASSERT_NE(panel.multiply, panel2.multiply);
   ASSERT_NE(codes.store_sums, codes2.store_sums);
-  for (int64_t rows = 1; rows <= kPanelRows; ++rows) {
+  for (int64_t rows = 1; rows <= kMostPanelRows; ++rows) {
     for (const int64_t outputs : {1, 7, 8, 17, 64}) {
       const int64_t depth = 33, width = (rows + kLanes - 1) / kLanes * kLanes;
       const std::vector<float> x = random.floats(width * depth), w = random.floats((outputs + kOutputStep) * depth);
       std::vector<float> y = random.floats(rows * outputs), y2 = y;
       for (const bool add : {true, false}) {
+        if (rows > kPanelRows) continue;
         panel.multiply(x.data(), rows, depth, w.data(), depth, outputs, y.data(), outputs, add);
         panel2.multiply(x.data(), rows, depth, w.data(), depth, outputs, y2.data(), outputs, add);
         ASSERT_EQ(y, y2) << rows << " rows, " << outputs << " outputs";
       }
-      if (rows > kCodePanelRows) continue;
       std::vector<int32_t> sums(static_cast<size_t>(width * outputs)), x_sums(static_cast<size_t>(width));
       for (int32_t& sum : sums) sum = static_cast<int32_t>(random.floats(1)[0] * 1e6f);
       for (int32_t& sum : x_sums) sum = static_cast<int32_t>(random.floats(1)[0] * 1e4f);
