@@ -267,7 +267,7 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
   reserve_scratch(pool.size(),
                   kCodeOutputs * (round_up(rows_, kLanes) + kGroupsPerRow + kernel.planes * kCodeDepth / 4));
   const int64_t wanted = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 8, pool.size());
-  const int64_t piece = std::min(kCodeOutputs, wanted);
+  const int64_t piece = wanted > kCodeOutputs ? round_up(wanted, kCodeOutputs) : wanted;
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t o = begin; o < end; o += kCodeOutputs) {
       const int64_t outputs = std::min(kCodeOutputs, end - o);
