@@ -46,7 +46,7 @@ IsaKernels avx512_kernels() {
   }();
   static const CodeKernels codes = {Isa::avx512, kAvx2CodeKernels.encode_blocks, kAvx2CodeKernels.encode_static,
                                     kAvx512Panels.store_floats, kAvx512Panels.store_sums};
-  static const PanelKernel panel = {Isa::avx512, kAvx2PanelKernel.pack, kAvx512Panels.multiply};
+  static const PanelKernel panel = {Isa::avx512, kAvx512Panels.rows, kAvx2PanelKernel.pack, kAvx512Panels.multiply};
   IsaKernels kernels = over_avx2(Isa::avx512, kAvx512BlockKernels, channels, kAvx512CodePanelKernels);
   kernels.vectors = &vectors;
   kernels.caches = kAvx512CacheKernels;

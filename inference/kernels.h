@@ -130,12 +130,13 @@ struct CodeKernels {
 const CodeKernels* find_code_kernels(Isa isa);  // nullptr for scalar: the reference meets floats
 
 // Products of many rows of activations with many rows of weights: y[r, o] (+)= sum_k x[r, k] * w[o, k].
-// The activations are packed once into panels of up to kPanelRows rows, in multiples of kLanes, stored column by
+// The activations are packed once into panels of up to `rows` rows, in multiples of kLanes, stored column by
 // column; so the lanes of a vector are rows and each y is one chain of multiply-adds over k, whatever the shape of the
 // rest. Missing rows of the last panel are zero.
 struct PanelKernel {
   Isa isa;
-  // x: `rows` <= kPanelRows rows of `stride` floats apart. panel[k * width + r], width = rows rounded up to kLanes.
+  int64_t rows;  // of a panel but the last; at most kMostPanelRows
+  // x: rows of `stride` floats apart. panel[k * width + r], width = rows rounded up to kLanes.
   void (*pack)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* panel);
   // w: row o at w + o * w_stride, `depth` floats used. Writes y[r * y_stride + o] for r < rows, o < outputs; with
   // `add`, adds.
@@ -143,7 +144,6 @@ struct PanelKernel {
                    float* y, int64_t y_stride, bool add);
 };
 constexpr int64_t kLanes = 8;
-constexpr int64_t kPanelRows = 24;
 // multiply() reads (never uses) weight rows up to the next multiple of this.
 constexpr int64_t kOutputStep = 8;
 const PanelKernel* find_panel_kernel(Isa isa);  // nullptr for scalar: the reference multiplies row by row

@@ -299,7 +299,7 @@ void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float
   if (rows > 8) return multiply_outputs<2>(panel, depth, w, w_stride, out);
   return multiply_outputs<1>(panel, depth, w, w_stride, out);
 }
-static_assert(kLanes == 8 && kPanelRows == 24 && kOutputStep == 8);
+static_assert(kLanes == 8 && kOutputStep == 8);
 
 }  // namespace
 
@@ -313,6 +313,6 @@ const RowKernel kAvx2RowKernels[kRunnableTypes] = {
     {DType::Q6_K, Isa::avx2, decode_q6_k, dot_q6_k},
 };
 
-const PanelKernel kAvx2PanelKernel = {Isa::avx2, pack_panel, multiply_panel};
+const PanelKernel kAvx2PanelKernel = {Isa::avx2, 24, pack_panel, multiply_panel};
 
 }  // namespace qat

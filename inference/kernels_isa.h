@@ -38,6 +38,7 @@ void softmax_avx512(float* x, int64_t n);
 struct Avx512Panels {
   decltype(CodeKernels::store_floats) store_floats;
   decltype(CodeKernels::store_sums) store_sums;
+  int64_t rows;
   decltype(PanelKernel::multiply) multiply;
 };
 extern const Avx512Panels kAvx512Panels;

@@ -63,12 +63,12 @@ void MatmulInput::pack(Isa isa, ThreadPool& pool) {
   const PanelKernel& kernel = *find_panel_kernel(isa);
   const size_t size = static_cast<size_t>(round_up(rows_, kLanes) * cols_);
   if (packed_.size() < size) packed_.resize(size);
-  const int64_t panels = (rows_ + kPanelRows - 1) / kPanelRows;
-  const int64_t piece = piece_of(panels, 2 * kPanelRows * cols_, 1, pool.size());
+  const int64_t panels = (rows_ + kernel.rows - 1) / kernel.rows;
+  const int64_t piece = piece_of(panels, 2 * kernel.rows * cols_, 1, pool.size());
   pool.parallel_for(panels, piece, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * kPanelRows;
-      kernel.pack(x_ + first * cols_, cols_, std::min(kPanelRows, rows_ - first), cols_,
+      const int64_t first = panel * kernel.rows;
+      kernel.pack(x_ + first * cols_, cols_, std::min(kernel.rows, rows_ - first), cols_,
                   packed_.data() + first * cols_);
     }
   });
@@ -120,8 +120,8 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
       for (int64_t k = 0; k < w.cols; k += kDepth) {
         const int64_t depth = std::min(kDepth, w.cols - k);
         for (int64_t i = 0; i < outputs; ++i) decode_row(isa, w, o + i, k, depth, block + i * kDepth);
-        for (int64_t first = 0; first < rows_; first += kPanelRows) {
-          const int64_t rows = std::min(kPanelRows, rows_ - first);
+        for (int64_t first = 0; first < rows_; first += kernel.rows) {
+          const int64_t rows = std::min(kernel.rows, rows_ - first);
           kernel.multiply(packed_.data() + first * cols_ + k * round_up(rows, kLanes), rows, depth, block, kDepth,
                           outputs, y + first * w.rows + o, w.rows, k > 0);
         }

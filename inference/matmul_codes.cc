@@ -12,7 +12,8 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kCodesPerFloat = 8;  // products of codes in the time of one of floats
+constexpr int64_t kCodesPerFloat = 8;      // products of codes in the time of one of floats
+constexpr int64_t kNearResults = 1 << 20;  // floats, about what caches hold beside weights
 constexpr int64_t kGroupsPerRow = kCodeDepth / 16;
 
 float scale_of(const Matrix& w, int64_t row) {
@@ -238,6 +239,7 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
   float* sums = room;  // [panel][output][width], floats or int32
   float* scales = sums + kCodeOutputs * height;
   auto* codes = reinterpret_cast<uint8_t*>(scales + kCodeOutputs * kGroupsPerRow);
+  const bool are_far = rows_ * w.rows > kNearResults;
   float row_scales[kCodeOutputs];
   for (int64_t i = 0; i < outputs && kernel.group == 0; ++i) row_scales[i] = scale_of(w, first + i);
   for (int64_t k = 0; k < w.cols; k += kCodeDepth) {
@@ -253,7 +255,7 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
                                panel_sums_.data() + 2 * r * blocks + k / 16 * width};
       float* panel_sums = sums + r * kCodeOutputs;
       if (k == 0) std::fill_n(panel_sums, kCodeOutputs * width, 0.0f);
-      if (is_last) prefetch_results(y + r * w.rows + first, std::min(width, rows_ - r), outputs, w.rows);
+      if (is_last && are_far) prefetch_results(y + r * w.rows + first, std::min(width, rows_ - r), outputs, w.rows);
       prefetch_block(w, is_last ? next : first, outputs, is_last ? 0 : k + depth, p, panels);
       kernel.multiply(panel, depth, codes, scales, outputs, panel_sums, width);
       if (is_last) store_panel(kernel, panel_sums, r, w, first, outputs, row_scales, y);

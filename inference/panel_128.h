@@ -114,7 +114,7 @@ inline void multiply_panel(const float* panel, int64_t rows, int64_t depth, cons
 static_assert(kLanes == 8 && kOutputStep % 4 == 0 && kMostVectors % 2 == 0);
 
 template <Isa isa>
-constexpr PanelKernel kPanelKernel = {isa, pack_panel, multiply_panel};
+constexpr PanelKernel kPanelKernel = {isa, 24, pack_panel, multiply_panel};
 
 }  // namespace
 }  // namespace qat

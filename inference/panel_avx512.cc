@@ -76,11 +76,12 @@ void store_sums(const int32_t* sums, int64_t stride, int64_t rows, int64_t outpu
   }
 }
 
-// ---- Floats: 8 rows of weights against a panel of kWidth rows of activations, all sums in registers. A panel of 24 is
-// a vector and a half.
+// ---- Floats: 8 rows of weights against a panel of kWidth rows of activations, two vectors or one, all sums in
+// registers.
 
 constexpr int kOutputs = 8;
-static_assert(kOutputStep == kOutputs && kPanelRows == 24);
+constexpr int64_t kRows = 32;
+static_assert(kOutputStep == kOutputs && kRows <= kMostPanelRows);
 
 struct Output {
   float* y;
@@ -105,32 +106,30 @@ inline void store_outputs(const Floats* v, const Output& out) {
 
 template <int kWidth>
 void multiply_outputs(const float* panel, int64_t depth, const float* w, int64_t w_stride, Output out) {
+  constexpr bool kTwo = kWidth > 16;
   for (; out.outputs > 0; out.outputs -= kOutputs, out.y += kOutputs, w += kOutputs * w_stride) {
-    Floats sums[kOutputs], last_sums[kOutputs];
+    Floats a[kOutputs], b[kOutputs];
 #pragma GCC unroll 8
-    for (int o = 0; o < kOutputs; ++o) sums[o] = last_sums[o] = splat(0.0f);
+    for (int o = 0; o < kOutputs; ++o) a[o] = b[o] = splat(0.0f);
     for (int64_t k = 0; k < depth; ++k) {
       const float* column = panel + k * kWidth;
-      const Floats x = kWidth == 8 ? _mm512_castps256_ps512(_mm256_loadu_ps(column)) : load(column);
-      const __m256 last = _mm256_loadu_ps(column + (kWidth == 24 ? 16 : 0));
+      const Floats x0 = load_lanes(column, kWidth), x1 = kTwo ? load_lanes(column + 16, kWidth - 16) : x0;
 #pragma GCC unroll 8
       for (int o = 0; o < kOutputs; ++o) {
         const Floats weight = splat(w[o * w_stride + k]);
-        sums[o] = multiply_add(weight, x, sums[o]);
-        if (kWidth == 24)
-          last_sums[o] = _mm512_castps256_ps512(
-              _mm256_fmadd_ps(_mm512_castps512_ps256(weight), last, _mm512_castps512_ps256(last_sums[o])));
+        a[o] = multiply_add(weight, x0, a[o]);
+        if (kTwo) b[o] = multiply_add(weight, x1, b[o]);
       }
     }
-    store_outputs(sums, out);
-    if (kWidth == 24 && out.rows > 16)
-      store_outputs(last_sums, {out.y + 16 * out.stride, out.stride, out.rows - 16, out.outputs, out.add});
+    store_outputs(a, out);
+    if (kTwo) store_outputs(b, {out.y + 16 * out.stride, out.stride, out.rows - 16, out.outputs, out.add});
   }
 }
 
 void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float* w, int64_t w_stride, int64_t outputs,
                     float* y, int64_t y_stride, bool add) {
   const Output out = {y, y_stride, rows, outputs, add};
+  if (rows > 24) return multiply_outputs<32>(panel, depth, w, w_stride, out);
   if (rows > 16) return multiply_outputs<24>(panel, depth, w, w_stride, out);
   if (rows > 8) return multiply_outputs<16>(panel, depth, w, w_stride, out);
   return multiply_outputs<8>(panel, depth, w, w_stride, out);
@@ -138,6 +137,6 @@ void multiply_panel(const float* panel, int64_t rows, int64_t depth, const float
 
 }  // namespace
 
-const Avx512Panels kAvx512Panels = {store_floats, store_sums, multiply_panel};
+const Avx512Panels kAvx512Panels = {store_floats, store_sums, kRows, multiply_panel};
 
 }  // namespace qat
