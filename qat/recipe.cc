@@ -77,6 +77,8 @@ const std::vector<Key>& keys() {
        "sees"},
       {"quantization", "activations_after", &Recipe::activations_after, {0, 1}, fixed,
        "mobile: fraction of the steps before activations and KV cache are calibrated and become static"},
+      {"quantization", "narrow_after", &Recipe::narrow_after, {0, 1}, fixed,
+       "mobile: fraction of the steps in which 2-bit weights still have 4 bits; then a search finds their scales anew"},
       {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,
        "q4_0, mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
       {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
@@ -362,6 +364,9 @@ void check_mobile(const Recipe& r) {
   if (r.plan == "mobile" && r.freeze_after < r.activations_after)
     fail("recipe: [quantization] freeze_after: expected at least activations_after = ", r.activations_after, ", found ",
          r.freeze_after);
+  if (r.narrow_after > 0.0 && (r.plan != "mobile" || r.freeze_after <= r.narrow_after))
+    fail("recipe: [quantization] narrow_after: expected 0, or with plan = \"mobile\" less than freeze_after = ",
+         r.freeze_after, ", found ", r.narrow_after);
 }
 
 void check_type_name(const Recipe& r, const char* key, const std::string& name) {

@@ -27,6 +27,7 @@ struct Recipe {
   std::string observer = "mse";                     // calibration: "mse", "percentile", "max"
   int64_t calibration_sequences = 32;
   double activations_after = 0.1;  // fraction of steps trained before activations and caches become static
+  double narrow_after = 0.0;       // fraction of steps in which 2-bit weights still have 4 bits
   double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
   bool pass_clipped = true;        // gradient for weights beyond their grid
   double dampening = 0.0;          // of the way to its level that a weight goes per step at the freeze; a cosine from 0

@@ -194,6 +194,18 @@ Model::Model(const FloatCheckpoint& checkpoint, torch::Device device)
   }
 }
 
+namespace {
+
+// Another width for weights on a channel-wise grid: scales begin where a search finds the least squared error.
+void move_to_grid(Parameter& p, DType grid, const ModelConfig& config) {
+  const torch::NoGradGuard no_grad;
+  p.grid = grid;
+  const int64_t cols = p.info.shape.back() / mobile_scales_per_row(config, p.info);
+  p.log_scale.detach().copy_(search_log_scales(p.effective(), cols, code_bits(grid)));
+}
+
+}  // namespace
+
 void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>& resolved) {
   for (Parameter& parameter : parameters_) {
     const auto entry = resolved.find(parameter.info.name);
@@ -210,6 +222,22 @@ void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>&
     parameter.log_scale = search_log_scales(parameter.master, cols, bits).requires_grad_(true);
   }
   if (plan.mobile) static_grids_ = StaticGrids(config_, table_, plan, resolved, device_);
+}
+
+void Model::widen() {
+  for (Parameter& p : parameters_) {
+    if (p.grid != DType::I2) continue;
+    p.widened = true;
+    move_to_grid(p, DType::I4, config_);
+  }
+}
+
+void Model::narrow() {
+  for (Parameter& p : parameters_) {
+    if (!p.widened) continue;
+    p.widened = false;
+    move_to_grid(p, DType::I2, config_);
+  }
 }
 
 void Model::adapt(const AdapterOptions& options) {

@@ -39,7 +39,7 @@ struct Parameter {
   // Channel-wise grids: logarithm of the learned scales, (rows * scales per row), trained; Q4_0: of each block's, with
   // its sign, which stays (fakequant/block_scale.h). Undefined for other grids.
   torch::Tensor log_scale, scale_sign;
-  bool frozen = false;
+  bool frozen = false, widened = false;
   Adapter adapter;  // what is trained instead of the master; undefined: none, and once frozen it has no effect
   // With adapters: the master is no longer what the model's file holds, so that a checkpoint of the run has to.
   bool master_moved = false;
@@ -83,6 +83,9 @@ class Model {
   StaticGrids& static_grids() { return static_grids_; }
   const StaticGrids& static_grids() const { return static_grids_; }
   std::vector<Trained> trained() const;  // frozen or not: what a checkpoint of the run holds
+  // Staged widths: 2-bit weights get 4 bits, as if the plan had it so; and back, from the masters as they are by then.
+  void widen();
+  void narrow();
   // Codes on grids of learned scales stay what they are now; their scales, norms and the rest go on learning.
   void freeze_codes();
   // Against oscillation: masters on grids of learned scales go `strength` (0 to 1) of the way to their level. A weight

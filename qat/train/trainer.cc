@@ -168,7 +168,7 @@ class Run {
   Averages averages_;
   CodeWatch watch_;
   int64_t workers_ = 1;
-  bool calibrated_ = false, frozen_ = false;  // stages that have begun
+  bool narrowed_ = false, calibrated_ = false, frozen_ = false;  // stages that have begun
   std::unique_ptr<MetricsLog> metrics_;
 };
 
@@ -203,6 +203,7 @@ Model planned_model(const FloatCheckpoint& source, torch::Device device, const P
   }
   model.pass_clipped = recipe.pass_clipped;
   model.apply_plan(plan, *resolved);
+  if (recipe.narrow_after > 0.0) model.widen();
   if (recipe.lora_rank > 0) {
     model.adapt({recipe.lora_rank, recipe.lora_alpha, recipe.seed});
     for (Parameter& p : model.parameters())
@@ -328,6 +329,8 @@ void Run::resume() {
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
+      narrowed_ = info_.step > stage_step(recipe_.narrow_after);
+      if (narrowed_) model_.narrow();
       frozen_ = info_.step > stage_step(recipe_.freeze_after);
       if (frozen_) model_.mark_frozen();  // before it is filled: a checkpoint holds what goes with its stage
       load_run(newest, model_, optimizer_, averages_, watch_);
@@ -353,6 +356,14 @@ HeadInput Run::run_model(const Model& model, const ForwardWeights& weights, cons
 // A stage begins before its first step; a checkpoint of the step before does not hold it yet, so a resumed run begins
 // it again, from the same numbers.
 void Run::begin_stages(int64_t step) {
+  if (step > stage_step(recipe_.narrow_after) && !narrowed_) {
+    narrowed_ = true;
+    if (recipe_.narrow_after > 0.0) {
+      model_.narrow();
+      averages_.restart();
+      watch_.start(model_);
+    }
+  }
   if (plan_.mobile && step > stage_step(recipe_.activations_after) && !calibrated_) calibrate();
   if (step > stage_step(recipe_.freeze_after) && step <= recipe_.steps && !frozen_) {
     averages_.exchange();  // the codes that stay are those of the means, and so is what goes on from here

@@ -65,6 +65,7 @@ class MobileTrainer : public Trainer {
 
 TEST_F(MobileTrainer, ResumingAfterEveryStepGivesTheSameBits) {
   Recipe whole = mobile("whole"), pieces = mobile("pieces");
+  whole.narrow_after = pieces.narrow_after = 0.5;  // two bits from step 5 on
   train(whole);
   for (int64_t step = 1; step < whole.steps + 1; ++step) {
     g_stop_signal = SIGTERM;
@@ -225,6 +226,26 @@ TEST_F(MobileTrainer, FrozenCodesStay) {
 }
 
 // The share of a cell's width that weights keep from their levels.
+// Two bits by way of four: what is trained first is nearer to the model, and what is written has two bits.
+TEST_F(MobileTrainer, TwoBitsByWayOfFour) {
+  Recipe narrow = mobile("narrow"), wide = mobile("wide");
+  narrow.eval_every = wide.eval_every = 1;
+  wide.narrow_after = 0.5;
+  train(narrow);
+  train(wide);
+  const auto kld = [&](const Recipe& r, size_t step) {
+    std::vector<double> all;
+    for (const Json& line : metrics(r))
+      if (line.contains("eval_kl")) all.push_back(line.at("eval_kl").get<double>());
+    return all.at(step);
+  };
+  EXPECT_LT(kld(wide, 1), 0.75 * kld(narrow, 1));
+  EXPECT_GT(kld(wide, 5), kld(wide, 1));
+  const MobileCheckpoint checkpoint(wide.out + "/quantized"), expected(narrow.out + "/quantized");
+  for (const TensorInfo& info : checkpoint.table())
+    EXPECT_EQ(checkpoint.tensor(info).dtype, expected.tensor(info).dtype) << info.name;
+}
+
 TEST_F(MobileTrainer, DampeningDrawsWeightsToTheirLevels) {
   const auto distance = [&](const char* out, double dampening) {
     Recipe r = mobile(out);
@@ -260,6 +281,10 @@ TEST_F(MobileTrainer, ImpossibleSettingsAreRefused) {
   r = mobile("run");
   r.freeze_after = 0.1;
   EXPECT_THAT(error_of(r), HasSubstr("freeze_after: expected at least activations_after = 0.25, found 0.1"));
+  r = mobile("run");
+  r.narrow_after = 0.75;
+  EXPECT_THAT(error_of(r),
+              HasSubstr("narrow_after: expected 0, or with plan = \"mobile\" less than freeze_after = 0.75"));
   r = mobile("run");
   r.rules = {"mlp=Q4_0"};
   EXPECT_THAT(error_of(r), HasSubstr("expected one of f32, f16, bf16, i8, i4, i2"));
