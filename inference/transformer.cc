@@ -80,7 +80,8 @@ struct Transformer::Pass {
     if (model.activation_hook) model.activation_hook({kind, linear.name, linear.layer, rows, cols, x});
   }
 
-  // y = input * matrix^T of each. Where a matrix has static activation scales, input and output are rounded to them.
+  // y = input * matrix^T of each. Where a matrix has a static scale of its input, that is rounded to it; its output is
+  // the caller's to round (round_row), with what he does to the rows anyway.
   struct Projection {
     const Matrix& matrix;
     const Linear& linear;
@@ -99,16 +100,15 @@ struct Transformer::Pass {
     for (const Projection& p : projections) {
       if (!p.matrix) continue;
       observe(Activation::output, p.linear, rows, p.matrix.rows, p.y);
-      if (p.matrix.output_scale != 0.0f) round_rows(p.y, rows * p.matrix.rows, p.matrix.output_scale);
     }
   }
   void multiply(MatmulInput& input, const Matrix& matrix, const Linear& linear, float* y) {
     multiply(input, {{matrix, linear, y}});
   }
 
-  void round_rows(float* x, int64_t count, float scale) {
-    pool.parallel_for(count, int64_t{1} << 14,
-                      [&](int64_t begin, int64_t end, int) { ops.round_to_grid(x + begin, end - begin, scale); });
+  // A row of a product, to the matrix's static scale of its output if it has one.
+  void round_row(const Matrix& matrix, float* y) const {
+    if (matrix.output_scale != 0.0f) ops.round_to_grid(y, matrix.rows, matrix.output_scale);
   }
 
   void norm_rows(const float* x, const std::vector<float>& weight, float* out) {
@@ -117,12 +117,13 @@ struct Transformer::Pass {
              [&](int64_t r) { ops.rms_norm(x + r * c.hidden, weight.data(), c.hidden, eps, out + r * c.hidden); });
   }
 
-  // hidden += branch, normed first if there is a weight.
-  void add_branch(const std::vector<float>& weight) {
+  // hidden += branch, what `matrix` gave, rounded and normed first where there is a scale and a weight.
+  void add_branch(const Matrix& matrix, const std::vector<float>& weight) {
     const float eps = static_cast<float>(c.eps);
     for_rows(2 * c.hidden, [&](int64_t r) {
       float* h = ws.hidden.data() + r * c.hidden;
       float* b = ws.branch.data() + r * c.hidden;
+      round_row(matrix, b);
       if (!weight.empty()) ops.rms_norm(b, weight.data(), c.hidden, eps, b);
       for (int64_t i = 0; i < c.hidden; ++i) h[i] += b[i];
     });
@@ -162,6 +163,7 @@ struct Transformer::Pass {
       float* token = token_rows + r * width;
       decode_row(model.isa_, w.ple_embedding, ws.rows[static_cast<size_t>(r)].token, 0, width, token);
       float* context = per_layer + r * width;
+      round_row(w.ple_model_projection, context);
       for (int64_t i = 0; i < width; ++i) context[i] *= context_scale;
       for (int64_t i = 0; i < width; i += c.ple)
         ops.rms_norm(context + i, w.ple_projection_norm.data(), c.ple, static_cast<float>(c.eps), context + i);
@@ -208,10 +210,11 @@ struct Transformer::Pass {
     float* v = grown(ws.v, n * kv_width);
     if (has_kv) multiply(ws.input, {{l.q, linears.q, q}, {l.k, linears.k, k}, {l.v, linears.v, v}});
     else multiply(ws.input, l.q, linears.q, q);
-    for_rows(4 * width, [&](int64_t r) { norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r); });
-    if (!has_kv) return;
-    if (layer.k_eq_v) std::copy_n(k, n * kv_width, v);
-    store_kv(l, layer, linears, index);
+    for_rows(4 * width, [&](int64_t r) {
+      round_row(l.q, q + r * width);
+      norm_and_rotate(q + r * width, c.heads, layer, l.q_norm, r);
+    });
+    if (has_kv) store_kv(l, layer, linears, index);
   }
 
   void store_kv(const LayerWeights& l, const LayerConfig& layer, const Linears& linears, size_t index) {
@@ -220,6 +223,9 @@ struct Transformer::Pass {
     float* v = ws.v.data();
     for_rows(6 * width, [&](int64_t r) {
       float* row = v + r * width;
+      round_row(l.k, k + r * width);
+      if (layer.k_eq_v) std::copy_n(k + r * width, width, row);
+      else round_row(l.v, row);
       if (c.v_norm())
         for (int64_t i = 0; i < width; i += layer.head_dim)
           ops.rms_norm(row + i, nullptr, layer.head_dim, static_cast<float>(c.eps), row + i);
@@ -305,7 +311,7 @@ struct Transformer::Pass {
     attend_rows(layer);
     ws.inner.set(ws.heads.data(), n, c.heads * layer.head_dim);
     multiply(ws.inner, l.o, linears.o, ws.branch.data());
-    add_branch(l.post_attention_norm);
+    add_branch(l.o, l.post_attention_norm);
   }
 
   void mlp_block(size_t index) {
@@ -318,10 +324,14 @@ struct Transformer::Pass {
     ws.input.set(ws.normed.data(), n, c.hidden);
     multiply(ws.input, {{l.gate, linears.gate, gate}, {l.up, linears.up, up}});
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
-    for_rows(4 * ffn, [&](int64_t r) { activate(gate + r * ffn, up + r * ffn, ffn); });
+    for_rows(4 * ffn, [&](int64_t r) {
+      round_row(l.gate, gate + r * ffn);
+      round_row(l.up, up + r * ffn);
+      activate(gate + r * ffn, up + r * ffn, ffn);
+    });
     ws.inner.set(gate, n, ffn);
     multiply(ws.inner, l.down, linears.down, ws.branch.data());
-    add_branch(l.post_ffn_norm);
+    add_branch(l.down, l.post_ffn_norm);
   }
 
   void per_layer_block(size_t index) {
@@ -332,10 +342,13 @@ struct Transformer::Pass {
     multiply(ws.input, l.ple_gate, linears.ple_gate, gate);
     const int64_t width = static_cast<int64_t>(c.layers.size()) * c.ple;
     const float* mine = ws.per_layer.data() + static_cast<int64_t>(index) * c.ple;
-    for_rows(4 * c.ple, [&](int64_t r) { ops.gelu_multiply(gate + r * c.ple, mine + r * width, c.ple); });
+    for_rows(4 * c.ple, [&](int64_t r) {
+      round_row(l.ple_gate, gate + r * c.ple);
+      ops.gelu_multiply(gate + r * c.ple, mine + r * width, c.ple);
+    });
     ws.inner.set(gate, n, c.ple);
     multiply(ws.inner, l.ple_projection, linears.ple_projection, ws.branch.data());
-    add_branch(l.post_ple_norm);
+    add_branch(l.ple_projection, l.post_ple_norm);
   }
 
   void layer_block(size_t index) {
@@ -372,9 +385,11 @@ struct Transformer::Pass {
     norm_rows(ws.hidden.data(), w.output_norm, ws.normed.data());
     ws.input.set(ws.normed.data(), n, c.hidden);
     multiply(ws.input, w.output, model.output_, logits);
-    if (c.softcap <= 0.0) return;
+    const float scale = w.output.output_scale;
+    if (scale == 0.0f && c.softcap <= 0.0) return;
     pool.parallel_for(n * c.vocab, int64_t{1} << 14, [&](int64_t begin, int64_t end, int) {
-      ops.softcap(logits + begin, end - begin, static_cast<float>(c.softcap));
+      if (scale != 0.0f) ops.round_to_grid(logits + begin, end - begin, scale);
+      if (c.softcap > 0.0) ops.softcap(logits + begin, end - begin, static_cast<float>(c.softcap));
     });
   }
 };
