@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kCodesPerFloat = 8;      // products of codes in the time of one of floats
 constexpr int64_t kNearResults = 1 << 20;  // floats, about what caches hold beside weights
+// Of outputs in a piece: neighbours in a row of results are better one core's than two cores'.
+constexpr int64_t kMostBlocks = 4;
 constexpr int64_t kGroupsPerRow = kCodeDepth / 16;
 
 float scale_of(const Matrix& w, int64_t row) {
@@ -269,7 +271,8 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
   reserve_scratch(pool.size(),
                   kCodeOutputs * (round_up(rows_, kLanes) + kGroupsPerRow + kernel.planes * kCodeDepth / 4));
   const int64_t wanted = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 8, pool.size());
-  const int64_t piece = wanted > kCodeOutputs ? round_up(wanted, kCodeOutputs) : wanted;
+  const int64_t piece =
+      wanted > kCodeOutputs ? std::min(round_up(wanted, kCodeOutputs), kMostBlocks * kCodeOutputs) : wanted;
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t o = begin; o < end; o += kCodeOutputs) {
       const int64_t outputs = std::min(kCodeOutputs, end - o);
