@@ -80,6 +80,7 @@ constexpr int64_t kCodeDepth = 512;
 // Rows of weights, a multiple of what a kernel multiplies at a time.
 constexpr int64_t kCodeOutputs = 64;
 
+// Rows of activations in a panel, of codes or (below) of floats: the most that any kernel has.
 constexpr int64_t kMostPanelRows = 32;
 
 struct CodePanel {

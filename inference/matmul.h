@@ -45,7 +45,7 @@ class MatmulInput {
   void round(ThreadPool& pool, float scale);
   void encode(Isa isa, ThreadPool& pool, float scale);
   void arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8_t* out));
-  void pack_codes(const CodePanelKernel& panels_of, ThreadPool& pool);
+  void pack_codes(const CodePanelKernel& kernel, ThreadPool& pool);
   void encode_digits(const ChannelKernel& kernel);
   // Products.
   void multiply_by_row(Isa isa, ThreadPool& pool, const float* x, const Matrix& w, float* y);

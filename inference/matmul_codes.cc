@@ -112,11 +112,11 @@ void MatmulInput::arrange(void (*kernel)(const int8_t* codes, int64_t cols, int8
 }
 
 // The float kernel moves words of 32 bits: four codes are one.
-void MatmulInput::pack_codes(const CodePanelKernel& panels_of, ThreadPool& pool) {
+void MatmulInput::pack_codes(const CodePanelKernel& kernel, ThreadPool& pool) {
   if (has_code_panels_) return;
   has_code_panels_ = true;
-  const PanelKernel& kernel = *find_panel_kernel(panels_of.isa);
-  const int64_t panel_rows = panels_of.panel_rows;
+  const PanelKernel& floats = *find_panel_kernel(kernel.isa);
+  const int64_t panel_rows = kernel.panel_rows;
   const int64_t height = round_up(rows_, kLanes), blocks = cols_ / kCodeBlock;
   auto* codes = reinterpret_cast<float*>(grown(panel_codes_, height * code_stride_));
   const auto* from = reinterpret_cast<const float*>(codes_.data());
@@ -126,10 +126,10 @@ void MatmulInput::pack_codes(const CodePanelKernel& panels_of, ThreadPool& pool)
   pool.parallel_for(panels, piece_of(panels, panel_rows * words, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * panel_rows, rows = std::min(panel_rows, rows_ - first);
-      kernel.pack(from + first * words, words, rows, words, codes + first * words);
+      floats.pack(from + first * words, words, rows, words, codes + first * words);
       if (coded_scale_ != 0.0f) continue;
-      kernel.pack(block_scales_.data() + first * blocks, blocks, rows, blocks, scales + first * blocks);
-      kernel.pack(half_sums_.data() + first * 2 * blocks, 2 * blocks, rows, 2 * blocks, sums + first * 2 * blocks);
+      floats.pack(block_scales_.data() + first * blocks, blocks, rows, blocks, scales + first * blocks);
+      floats.pack(half_sums_.data() + first * 2 * blocks, 2 * blocks, rows, 2 * blocks, sums + first * 2 * blocks);
     }
   });
 }

@@ -196,12 +196,17 @@ Model::Model(const FloatCheckpoint& checkpoint, torch::Device device)
 
 namespace {
 
-// Another width for weights on a channel-wise grid: scales begin where a search finds the least squared error.
+// Of weights on a channel-wise grid: the logarithms of scales of the least squared error.
+torch::Tensor searched_scales(const Parameter& p, const ModelConfig& config) {
+  const int64_t cols = p.info.shape.back() / mobile_scales_per_row(config, p.info);
+  return search_log_scales(p.effective(), cols, code_bits(p.grid));
+}
+
+// Another width; the tensor of scales stays, since an optimizer may know it.
 void move_to_grid(Parameter& p, DType grid, const ModelConfig& config) {
   const torch::NoGradGuard no_grad;
   p.grid = grid;
-  const int64_t cols = p.info.shape.back() / mobile_scales_per_row(config, p.info);
-  p.log_scale.detach().copy_(search_log_scales(p.effective(), cols, code_bits(grid)));
+  p.log_scale.detach().copy_(searched_scales(p, config));
 }
 
 }  // namespace
@@ -216,10 +221,7 @@ void Model::apply_plan(const Plan& plan, const std::map<std::string, PlanEntry>&
       parameter.log_scale = scales.log_scale.requires_grad_(true);
       parameter.scale_sign = scales.sign;
     }
-    const int bits = code_bits(parameter.grid);
-    if (bits == 0) continue;
-    const int64_t cols = parameter.info.shape.back() / mobile_scales_per_row(config_, parameter.info);
-    parameter.log_scale = search_log_scales(parameter.master, cols, bits).requires_grad_(true);
+    if (code_bits(parameter.grid) != 0) parameter.log_scale = searched_scales(parameter, config_).requires_grad_(true);
   }
   if (plan.mobile) static_grids_ = StaticGrids(config_, table_, plan, resolved, device_);
 }

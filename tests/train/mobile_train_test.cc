@@ -225,7 +225,6 @@ TEST_F(MobileTrainer, FrozenCodesStay) {
   for (const float code : floats(after, name)) ASSERT_EQ(code, std::nearbyint(code));
 }
 
-// The share of a cell's width that weights keep from their levels.
 // Two bits by way of four: what is trained first is nearer to the model, and what is written has two bits.
 TEST_F(MobileTrainer, TwoBitsByWayOfFour) {
   Recipe narrow = mobile("narrow"), wide = mobile("wide");
@@ -246,6 +245,7 @@ TEST_F(MobileTrainer, TwoBitsByWayOfFour) {
     EXPECT_EQ(checkpoint.tensor(info).dtype, expected.tensor(info).dtype) << info.name;
 }
 
+// The share of a cell's width that weights keep from their levels.
 TEST_F(MobileTrainer, DampeningDrawsWeightsToTheirLevels) {
   const auto distance = [&](const char* out, double dampening) {
     Recipe r = mobile(out);
