@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a model's speed depends on, by `qat bench` and `qat generate`, by turns, medians of the rounds' ratios: a long context against a short one,
 # two threads against one, memory beside the model, and the time to a first token when the file is in the page cache.
-# usage: [ROUNDS=5 LONG=4096 TOKENS=32 THREADS=2] bench/limits.sh MODEL...
+# usage: [ROUNDS=5 LONG=4096 TOKENS=32 THREADS=2 KV=file] bench/limits.sh MODEL...        (KV: of qat bench --kv-cache)
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,4p' "$0" >&2; exit 2; }
 rounds=${ROUNDS:-5} long=${LONG:-4096} tokens=${TOKENS:-32} threads=${THREADS:-2}
@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 number() { sed -n "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/p" "$2"; }
-bench() { "$qat" bench "$model" --tokens "$tokens" --repeat 1 --json "${@:2}" >"$work/$1" 2>/dev/null; }
+bench() { "$qat" bench "$model" --tokens "$tokens" --repeat 1 --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>/dev/null; }
 note() { awk -v a="$2" -v b="$3" 'BEGIN { print a / b }' >>"$work/$1.list"; }  # note NAME A B: A / B of this round
 median() { sort -g "$work/$1.list" | awk '{ x[NR] = $1 } END { printf "%.2f", (x[int((NR + 1) / 2)] + x[int((NR + 2) / 2)]) / 2 }'; }
 

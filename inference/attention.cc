@@ -26,8 +26,9 @@ struct Source {
 Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
   const DType type = cache.type();
   const CacheKernel* kernel = find_cache_kernel(type, isa);
-  const bool is_decoded = kernel == nullptr || (code_bits(type) != 0 && a.rows * a.heads > kFewRows) ||
-                          (type != DType::F32 && a.head_dim % 8 != 0);
+  const bool is_float = type == DType::F32 || type == DType::F16;
+  const bool is_decoded =
+      kernel == nullptr || (!is_float && a.rows * a.heads > kFewRows) || (type != DType::F32 && a.head_dim % 8 != 0);
   if (is_decoded) kernel = find_cache_kernel(DType::F32, isa);
   return {&cache, kernel, is_decoded, cache.scale() / kernel->unit};
 }
@@ -63,21 +64,67 @@ void for_rows(const AttentionHeads& a, const CachedRows& rows, int64_t first, co
   }
 }
 
+// Queries in 8 bits, in a.coded; of row r the heads from r * a.heads on.
+CodedQueries code_queries(Isa isa, const AttentionHeads& a) {
+  const CodeKernels* kernels = find_code_kernels(isa == Isa::scalar ? Isa::portable : isa);
+  const int64_t queries = a.rows * a.heads, blocks = a.head_dim / kCodeBlock;
+  auto* codes = reinterpret_cast<int8_t*>(a.coded);
+  float *scales = a.coded + queries * a.head_dim / 4, *unused = scales + 2 * queries * blocks;
+  auto* sums = reinterpret_cast<int32_t*>(scales + queries * blocks);
+  for (int64_t i = 0; i < queries; ++i) {
+    const float* q = a.q + i / a.heads * a.q_stride + i % a.heads * a.head_dim;
+    int8_t* of_query = codes + i * a.head_dim;
+    kernels->encode_blocks(q, a.head_dim, of_query, scales + i * blocks, unused, unused + blocks);
+    for (int64_t b = 0; b < blocks; ++b) {
+      int32_t sum = 0;
+      for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; ++k) sum += of_query[k];
+      sums[i * blocks + b] = sum;
+    }
+  }
+  return {codes, scales, sums};
+}
+
+// scores_at(row, position): of the first head, the others' are `span` further on.
+template <class Scores>
+void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& scores_at) {
+  const KeyKernel& kernel = *find_key_kernel(isa);
+  const CodedQueries q = code_queries(isa, a);
+  const int64_t bytes = key_group_bytes(a.head_dim), blocks = a.head_dim / kCodeBlock;
+  for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < a.position + a.rows; group += kKeyGroup) {
+    const uint8_t* keys = a.k->group(group, a.kv_head);
+    const uint8_t* ahead = keys + std::max(kAhead, bytes);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      const Range seen = seen_by(a, r);
+      const int64_t from = std::max(group, seen.first), to = std::min(group + kKeyGroup, seen.end);
+      const int64_t first = r * a.heads;
+      const CodedQueries of_row = {q.codes + first * a.head_dim, q.scales + first * blocks, q.sums + first * blocks};
+      if (from < to)
+        kernel.scores(of_row, a.heads, keys, a.head_dim, from - group, to - group, a.scale, scores_at(r, from), span);
+    }
+  }
+}
+
 }  // namespace
 
 void attend(Isa isa, const AttentionHeads& a) {
-  const Source k = source_of(isa, a, *a.k), v = source_of(isa, a, *a.v);
+  const Source v = source_of(isa, a, *a.v);
   const VectorKernels& ops = vector_kernels(isa);
   const int64_t origin = seen_by(a, 0).first, span = a.position + a.rows - origin;
   const auto scores = [&](int64_t row, int64_t head, int64_t position) {
     return a.scores + (row * a.heads + head) * span + position - origin;
   };
-  for_blocks(isa, a, k, [&](const CachedRows& block, int64_t first) {
-    for_rows(a, block, first, [&](int64_t r, const CachedRows& keys, int64_t position) {
-      k.kernel->scores(a.q + r * a.q_stride, a.head_dim, a.heads, keys, a.scale * k.scale, scores(r, 0, position),
-                       span);
+  if (a.k->is_grouped()) {
+    score_groups(isa, a, span, [&](int64_t row, int64_t position) { return scores(row, 0, position); });
+  } else {
+    const Source k = source_of(isa, a, *a.k);
+    for_blocks(isa, a, k, [&](const CachedRows& block, int64_t first) {
+      for_rows(a, block, first, [&](int64_t r, const CachedRows& keys, int64_t position) {
+        k.kernel->scores(a.q + r * a.q_stride, a.head_dim, a.heads, keys, a.scale * k.scale, scores(r, 0, position),
+                         span);
+      });
     });
-  });
+  }
   for (int64_t r = 0; r < a.rows; ++r) {
     const Range seen = seen_by(a, r);
     for (int64_t h = 0; h < a.heads; ++h) ops.softmax(scores(r, h, seen.first), seen.end - seen.first);

@@ -34,6 +34,16 @@ struct Floats16 {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i)));
   }
 };
+// Blocks of 32 codes after their scale (BlockQ8_0 of format/grid.h).
+struct BlocksQ8_0 {
+  static constexpr float kUnit = 1.0f;
+  static __m256 load(const uint8_t* row, int64_t i) {
+    const uint8_t* block = row + i / 32 * 34;
+    const __m256 scale = _mm256_cvtph_ps(_mm_set1_epi16(load_as<int16_t>(block)));
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 + i % 32));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
+  }
+};
 struct Codes8 {
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
@@ -151,6 +161,40 @@ void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k
   if (heads % 2 != 0) score_heads<Load, 1>(q, q_stride, k, scale, out, out_stride);
 }
 
+// Of keys in groups: of h, 8 positions from j on. Codes are at most 127, so that neither |key| * (query with the key's
+// sign) nor a sum of two of them leaves its bits: 2 * 127 * 127 < 2^15.
+__m256 score_eight(const CodedQueries& q, int64_t h, const uint8_t* group, int64_t cols, int64_t j, float scale) {
+  const int64_t blocks = cols / kCodeBlock;
+  const uint8_t* keys = group + blocks * kKeyGroup * 2 + 4 * j;
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256 total = _mm256_setzero_ps();
+  for (int64_t b = 0; b < blocks; ++b) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; k += 4) {
+      const auto* codes = reinterpret_cast<const uint8_t*>(q.codes + h * cols + k);
+      const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + k * kKeyGroup));
+      const __m256i query = _mm256_sign_epi8(_mm256_set1_epi32(load_as<int32_t>(codes)), key);
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(key), query);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    const auto* halves = reinterpret_cast<const __m128i*>(group + (b * kKeyGroup + j) * 2);
+    const __m256 unit = _mm256_set1_ps(q.scales[h * blocks + b] * scale);
+    const __m256 scales = _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128(halves)), unit);
+    total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scales, total);
+  }
+  return total;
+}
+
+void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
+                float scale, float* out, int64_t out_stride) {
+  for (int64_t h = 0; h < heads; ++h, out += out_stride) {
+    float all[kKeyGroup];
+    for (int64_t j = first / 8 * 8; j < last; j += 8)
+      _mm256_storeu_ps(all + j, score_eight(q, h, group, cols, j, scale));
+    __builtin_memcpy(out, all + first, static_cast<size_t>(last - first) * sizeof(float));
+  }
+}
+
 // ---- Weights with values
 
 // Columns i .. i + 8 * kVectors of n heads.
@@ -233,9 +277,11 @@ constexpr CacheKernel kKernel = {type, Isa::avx2, Load::kUnit, scores<Load>, mix
 
 }  // namespace
 
+const KeyKernel kAvx2KeyKernel = {Isa::avx2, key_scores};
+
 const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes] = {
     kKernel<DType::F32, Floats32>, kKernel<DType::F16, Floats16>, kKernel<DType::I2, Codes2>,
-    kKernel<DType::I4, Codes4>,    kKernel<DType::I8, Codes8>,
+    kKernel<DType::I4, Codes4>,    kKernel<DType::I8, Codes8>,    kKernel<DType::Q8_0, BlocksQ8_0>,
 };
 
 }  // namespace qat

@@ -29,6 +29,14 @@ struct Floats16 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i)));
   }
 };
+struct BlocksQ8_0 {
+  static constexpr float kUnit = 1.0f;
+  static Floats scale(const uint8_t* block) { return _mm512_cvtph_ps(_mm256_set1_epi16(load_as<int16_t>(block))); }
+  static Floats from(const uint8_t* row, int64_t i) {
+    const uint8_t* block = row + i / 32 * 34;
+    return multiply(bytes_to_floats(block + 2 + i % 32), scale(block));
+  }
+};
 struct Codes8 {
   static constexpr float kUnit = 1.0f;
   static Floats from(const uint8_t* row, int64_t i) { return bytes_to_floats(row + i); }
@@ -52,6 +60,24 @@ struct Codes2 {
     return top_bits(_mm512_sllv_epi32(splat_int(load_as<int32_t>(row + i / 4)), places), 0xc0000000u);
   }
 };
+
+// Neighbouring vectors of a row.
+template <class Load, int kVectors>
+inline void load_vectors(const uint8_t* row, int64_t i, Floats (&values)[kVectors]) {
+#pragma GCC unroll 4
+  for (int64_t n = 0; n < kVectors; ++n) values[n] = Load::from(row, i + n * kVectorLanes);
+}
+// From a multiple of 64 columns on: two of them share a scale.
+template <>
+inline void load_vectors<BlocksQ8_0, 4>(const uint8_t* row, int64_t i, Floats (&values)[4]) {
+#pragma GCC unroll 2
+  for (int64_t n = 0; n < 4; n += 2) {
+    const uint8_t* block = row + (i / 32 + n / 2) * 34;
+    const Floats scale = BlocksQ8_0::scale(block);
+    values[n] = multiply(bytes_to_floats(block + 2), scale);
+    values[n + 1] = multiply(bytes_to_floats(block + 18), scale);
+  }
+}
 
 // ---- Queries with keys
 
@@ -116,6 +142,64 @@ void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k
   if (heads % 2 != 0) score_heads<Load, 1>(q, q_stride, k, scale, out, out_stride);
 }
 
+// Keys in groups, blocks b and b + 1 of kBlocks, of kHeads: products of codes are unsigned with signed, so that keys
+// are 128 above theirs, and sums begin with what that adds taken away.
+template <int kHeads, int kBlocks>
+[[gnu::always_inline]] inline void add_key_blocks(const CodedQueries& q, const uint8_t* group, int64_t cols, int64_t b,
+                                                  Floats (&total)[kHeads]) {
+  const int64_t blocks = cols / kCodeBlock;
+  const uint8_t* keys = group + blocks * kKeyGroup * 2 + b * kCodeBlock * kKeyGroup;
+  const int8_t* codes = q.codes + b * kCodeBlock;
+  Ints sums[kHeads][kBlocks];
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < kHeads; ++h)
+#pragma GCC unroll 2
+    for (int64_t n = 0; n < kBlocks; ++n) sums[h][n] = splat_int(-128 * q.sums[h * blocks + b + n]);
+  for (int64_t k = 0; k < kCodeBlock; k += 4)
+#pragma GCC unroll 2
+    for (int64_t n = 0; n < kBlocks; ++n) {
+      const Ints key = differing(load(keys + (n * kCodeBlock + k) * kKeyGroup), splat_byte(-128));
+#pragma GCC unroll 4
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const auto* four = reinterpret_cast<const uint8_t*>(codes + h * cols + n * kCodeBlock + k);
+        sums[h][n] = dot(sums[h][n], key, splat_int(load_as<int32_t>(four)));
+      }
+    }
+#pragma GCC unroll 2
+  for (int64_t n = 0; n < kBlocks; ++n) {
+    const Floats scales = Floats16::from(group + (b + n) * kKeyGroup * 2, 0);
+#pragma GCC unroll 4
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const Floats both_scales = multiply(scales, splat(q.scales[h * blocks + b + n]));
+      total[h] = multiply_add(to_floats(sums[h][n]), both_scales, total[h]);
+    }
+  }
+}
+
+template <int kHeads>
+void score_key_group(CodedQueries& q, const uint8_t* group, int64_t cols, __mmask16 kept, float scale, float*& out,
+                     int64_t out_stride) {
+  const int64_t blocks = cols / kCodeBlock;
+  Floats total[kHeads];
+  for (Floats& sum : total) sum = splat(0.0f);
+  int64_t b = 0;
+  for (; b + 2 <= blocks; b += 2) add_key_blocks<kHeads, 2>(q, group, cols, b, total);
+  if (b < blocks) add_key_blocks<kHeads, 1>(q, group, cols, b, total);
+#pragma GCC unroll 4
+  for (int64_t h = 0; h < kHeads; ++h, out += out_stride)
+    _mm512_mask_compressstoreu_ps(out, kept, multiply(total[h], splat(scale)));
+  q = {q.codes + kHeads * cols, q.scales + kHeads * blocks, q.sums + kHeads * blocks};
+}
+
+void key_scores(const CodedQueries& queries, int64_t heads, const uint8_t* group, int64_t cols, int64_t begin,
+                int64_t end, float scale, float* out, int64_t out_stride) {
+  const auto kept = static_cast<__mmask16>(first(end) & ~((1u << begin) - 1));
+  CodedQueries q = queries;
+  for (; heads >= 4; heads -= 4) score_key_group<4>(q, group, cols, kept, scale, out, out_stride);
+  if (heads >= 2) score_key_group<2>(q, group, cols, kept, scale, out, out_stride);
+  if (heads % 2 != 0) score_key_group<1>(q, group, cols, kept, scale, out, out_stride);
+}
+
 // ---- Weights with values
 
 // kVectors vectors of columns from i on, of kHeads heads.
@@ -131,8 +215,7 @@ template <class Load, int kHeads, int kVectors>
   const uint8_t* row = v.data;
   for (int64_t j = 0; j < v.count; ++j, row += v.stride) {
     Floats values[kVectors];
-#pragma GCC unroll 4
-    for (int64_t n = 0; n < kVectors; ++n) values[n] = Load::from(row, i + n * kVectorLanes);
+    load_vectors<Load>(row, i, values);
 #pragma GCC unroll 4
     for (int64_t h = 0; h < kHeads; ++h) {
       const Floats weight = splat(weights[h * weight_stride + j]);
@@ -208,6 +291,8 @@ void softmax_avx512(float* x, int64_t n) {
     _mm512_mask_storeu_ps(x + i, first(n - i), multiply(load_some(x + i, n - i, 0.0f), inverse));
 }
 
+const KeyKernel kAvx512KeyKernel = {kIsa, key_scores};
+
 // In the order of kAvx2CacheKernels.
 const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes] = {
     {DType::F32, kIsa, Floats32::kUnit, scores<Floats32, 0>, mix<Floats32, 0>},
@@ -215,6 +300,7 @@ const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes] = {
     {DType::I2, kIsa, Codes2::kUnit, scores<Codes2, 2>, mix<Codes2, 2>},
     {DType::I4, kIsa, Codes4::kUnit, scores<Codes4, 3>, mix<Codes4, 3>},
     {DType::I8, kIsa, Codes8::kUnit, scores<Codes8, 4>, mix<Codes8, 4>},
+    {DType::Q8_0, kIsa, BlocksQ8_0::kUnit, scores<BlocksQ8_0, 5>, mix<BlocksQ8_0, 5>},
 };
 
 }  // namespace qat

@@ -63,11 +63,11 @@ int64_t weight_bytes(const Weights& w) {
 }
 
 // K and V of one position, as the cache stores them.
-int64_t position_bytes(const LayerConfig& layer, const CacheScales& grid, bool half) {
-  const auto bytes = [&](float scale) {
-    return CacheRows(layer.kv_heads, layer.head_dim, 1, half && scale == 0.0f ? 16 : grid.bits, scale).bytes();
+int64_t position_bytes(const LayerConfig& layer, const CacheScales& grid, DType type) {
+  const auto bytes = [&](Cached what, float scale) {
+    return cache_rows(layer, what, grid.bits, scale, type, kKeyGroup).bytes() / kKeyGroup;
   };
-  return static_cast<int64_t>(bytes(grid.k) + bytes(grid.v));
+  return static_cast<int64_t>(bytes(Cached::keys, grid.k) + bytes(Cached::values, grid.v));
 }
 
 // Sum over the tokens at positions context ... context + tokens - 1 of how many positions each sees.
@@ -77,14 +77,14 @@ int64_t positions_seen(int64_t context, int64_t tokens, int64_t window) {
   return total;
 }
 
-int64_t cache_bytes(const Weights& w, bool float_cache, bool half, int64_t context, int64_t tokens) {
+int64_t cache_bytes(const Weights& w, bool float_cache, DType cache_type, int64_t context, int64_t tokens) {
   const ModelConfig& c = w.config;
   int64_t total = 0;
   for (const LayerConfig& layer : c.layers) {
     const auto owner = static_cast<size_t>(layer.kv_source);
     const CacheScales grid = float_cache ? CacheScales() : w.layers[owner].cache;
     const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
-    total += position_bytes(c.layers[owner], grid, half) * positions_seen(context, tokens, window);
+    total += position_bytes(c.layers[owner], grid, cache_type) * positions_seen(context, tokens, window);
   }
   return total / tokens;
 }
@@ -165,9 +165,9 @@ std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int6
   return speeds;
 }
 
-DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cache, int64_t context, int64_t tokens) {
+DecodeBytes decode_bytes(const Weights& weights, const EngineOptions& options, int64_t context, int64_t tokens) {
   QAT_CHECK(context >= 0 && tokens > 0);
-  return {weight_bytes(weights), cache_bytes(weights, float_cache, half_cache, context, tokens)};
+  return {weight_bytes(weights), cache_bytes(weights, options.float_cache, cache_type_of(options), context, tokens)};
 }
 
 double median(std::vector<double> values) {

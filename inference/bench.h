@@ -25,8 +25,8 @@ struct DecodeBytes {
                         // read their owner's again
   int64_t total() const { return weights + cache; }
 };
-// Of `tokens` tokens after `context` positions, the mean. `float_cache`, `half_cache` as in EngineOptions.
-DecodeBytes decode_bytes(const Weights& weights, bool float_cache, bool half_cache, int64_t context, int64_t tokens);
+// Of `tokens` tokens after `context` positions, the mean, with a cache as these options make it.
+DecodeBytes decode_bytes(const Weights& weights, const EngineOptions& options, int64_t context, int64_t tokens);
 
 struct BenchOptions {
   int64_t prompt = 512;   // tokens of a prefill, from an empty cache; >= 1

@@ -70,13 +70,17 @@ struct EngineOptions {
   bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
   // Keys and values stay floats although the model has static grids for them: what transformers computes.
   bool float_cache = false;
-  // Keys and values without a static grid are kept as float16, llama.cpp's default; not by the reference, nor with
-  // float_activations.
-  bool half_cache = false;
+  // What keys and values without a static grid are kept as: F32, F16 (llama.cpp's default) or Q8_0 (its -ctk, -ctv
+  // q8_0). The reference and float_activations keep floats where it is F16.
+  DType cache_type = DType::F32;
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;
 };
+
+inline DType cache_type_of(const EngineOptions& o) {
+  return o.cache_type == DType::F16 && (o.reference || o.float_activations) ? DType::F32 : o.cache_type;
+}
 
 // What statistics of activations are made of, before any rounding to a static grid: what enters a linear, what leaves
 // it, and what goes into the KV cache (normed, rotated).

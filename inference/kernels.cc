@@ -10,9 +10,9 @@ namespace qat {
 namespace {
 
 #if defined(__x86_64__)
-const IsaKernels kAvx2Kernels = {Isa::avx2,         kAvx2RowKernels,  kAvx2ChannelKernels, &kAvx2VectorKernels,
-                                 kAvx2CacheKernels, kAvx2CacheTypes,  kAvx2BlockKernels,   kAvx2CodePanelKernels,
-                                 &kAvx2CodeKernels, &kAvx2PanelKernel};
+const IsaKernels kAvx2Kernels = {
+    Isa::avx2,       kAvx2RowKernels,   kAvx2ChannelKernels,   &kAvx2VectorKernels, kAvx2CacheKernels, kAvx2CacheTypes,
+    &kAvx2KeyKernel, kAvx2BlockKernels, kAvx2CodePanelKernels, &kAvx2CodeKernels,   &kAvx2PanelKernel};
 
 // AVX2's with other products of codes. The table of packed codes has AVX2's functions of floats in it: it is made here
 // because a file with an instruction set's own flags may run nothing before that set is known to be there.
@@ -50,6 +50,7 @@ IsaKernels avx512_kernels() {
   IsaKernels kernels = over_avx2(Isa::avx512, kAvx512BlockKernels, channels, kAvx512CodePanelKernels);
   kernels.vectors = &vectors;
   kernels.caches = kAvx512CacheKernels;
+  kernels.keys = &kAvx512KeyKernel;
   kernels.codes = &codes;
   kernels.panel = &panel;
   return kernels;
@@ -60,7 +61,7 @@ IsaKernels avx512_kernels() {
 std::vector<IsaKernels> gather() {
   std::vector<IsaKernels> all;
   all.push_back({Isa::scalar, kScalarRowKernels, kScalarChannelKernels, &kScalarVectorKernels, &kScalarCacheKernel, 1,
-                 nullptr, nullptr, nullptr, nullptr});
+                 &kScalarKeyKernel, nullptr, nullptr, nullptr, nullptr});
   all.push_back(kPortableKernels);
 #if defined(__x86_64__)
   static const ChannelTable vnni = with_floats(kAvxVnniChannelKernels);
@@ -163,6 +164,13 @@ const CacheKernel* find_cache_kernel(DType type, Isa isa) {
   const IsaKernels& kernels = kernels_of(isa);
   return find(kernels.caches, kernels.cache_types, type);
 }
+
+Span<const KeyKernel> key_kernels() {
+  static const std::vector<KeyKernel> table = list(&IsaKernels::keys, 1);
+  return table;
+}
+
+const KeyKernel* find_key_kernel(Isa isa) { return kernels_of(isa).keys; }
 
 const VectorKernels& vector_kernels(Isa isa) { return *kernels_of(isa).vectors; }
 

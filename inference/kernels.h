@@ -194,4 +194,24 @@ struct CacheKernel {
 Span<const CacheKernel> cache_kernels();
 const CacheKernel* find_cache_kernel(DType type, Isa isa);  // nullptr: to be decoded to F32, which every ISA has
 
+// Keys in Q8_0 are kept in groups of consecutive positions, which the lanes of a vector then are: [cols / 32,
+// kKeyGroup] float16 scales, then [cols / 4, kKeyGroup, 4] codes -127..127. They meet queries in 8 bits, in integers,
+// as llama.cpp has it.
+constexpr int64_t kKeyGroup = 16;
+constexpr int64_t key_group_bytes(int64_t cols) { return kKeyGroup * (cols + cols / 16); }
+struct CodedQueries {   // of `heads` that share keys
+  const int8_t* codes;  // [heads, cols], -127..127
+  const float* scales;  // [heads, cols / kCodeBlock]
+  const int32_t* sums;  // [heads, cols / kCodeBlock]: of a block's codes
+};
+struct KeyKernel {
+  Isa isa;
+  // out[h * out_stride + j - first] = scale * q[h] . key[j] for first <= j < last <= kKeyGroup. Nothing else is
+  // written.
+  void (*scores)(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
+                 float scale, float* out, int64_t out_stride);
+};
+Span<const KeyKernel> key_kernels();
+const KeyKernel* find_key_kernel(Isa isa);  // every ISA has one
+
 }  // namespace qat

@@ -15,6 +15,7 @@ extern const RowKernel kScalarRowKernels[kRunnableTypes];
 extern const ChannelKernel kScalarChannelKernels[kChannelTypes];
 extern const VectorKernels kScalarVectorKernels;
 extern const CacheKernel kScalarCacheKernel;  // of F32, as all ISAs have it
+extern const KeyKernel kScalarKeyKernel;
 
 extern const RowKernel kAvx2RowKernels[kRunnableTypes];
 extern const ChannelKernel kAvx2ChannelKernels[kChannelTypes];
@@ -23,8 +24,9 @@ extern const CodePanelKernel kAvx2CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CodeKernels kAvx2CodeKernels;
 extern const PanelKernel kAvx2PanelKernel;
 extern const VectorKernels kAvx2VectorKernels;
-constexpr int kAvx2CacheTypes = 5;
+constexpr int kAvx2CacheTypes = 6;
 extern const CacheKernel kAvx2CacheKernels[kAvx2CacheTypes];
+extern const KeyKernel kAvx2KeyKernel;
 
 // Products of codes with VNNI, and AVX-512's attention and panels; the rest is AVX2's, also what a row leaves nullptr.
 extern const BlockKernel kAvxVnniBlockKernels[kBlockTypes];
@@ -34,6 +36,7 @@ extern const BlockKernel kAvx512BlockKernels[kBlockTypes];
 extern const ChannelKernel kAvx512ChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvx512CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes];
+extern const KeyKernel kAvx512KeyKernel;
 void softmax_avx512(float* x, int64_t n);
 struct Avx512Panels {
   decltype(CodeKernels::store_floats) store_floats;
@@ -43,7 +46,7 @@ struct Avx512Panels {
 };
 extern const Avx512Panels kAvx512Panels;
 
-// All that an instruction set has, arrays as long as those above. The last five are nullptr for the reference, which
+// All that an instruction set has, arrays as long as those above. The last four are nullptr for the reference, which
 // meets floats only. An instruction set may take over another's kernels, which then bear the other's name.
 struct IsaKernels {
   Isa isa;
@@ -52,6 +55,7 @@ struct IsaKernels {
   const VectorKernels* vectors;
   const CacheKernel* caches;
   int cache_types;
+  const KeyKernel* keys;
   const BlockKernel* blocks;
   const CodePanelKernel* code_panels;
   const CodeKernels* codes;

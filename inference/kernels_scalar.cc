@@ -1,9 +1,11 @@
 // The reference: what every other kernel is tested against. Written to be read; sums are kept in double.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "format/channel_grid.h"
 #include "format/grid.h"
+#include "format/number.h"
 #include "inference/kernels_isa.h"
 
 namespace qat {
@@ -144,6 +146,25 @@ void mix(const float* weights, int64_t weight_stride, int64_t heads, const Cache
     }
 }
 
+void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
+                float scale, float* out, int64_t out_stride) {
+  const int64_t blocks = cols / kCodeBlock;
+  const auto* keys = reinterpret_cast<const int8_t*>(group + blocks * kKeyGroup * 2);
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t j = first; j < last; ++j) {
+      double sum = 0.0;
+      for (int64_t b = 0; b < blocks; ++b) {
+        uint16_t half;
+        std::memcpy(&half, group + (b * kKeyGroup + j) * 2, sizeof half);
+        int32_t of_codes = 0;
+        for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; ++k)
+          of_codes += q.codes[h * cols + k] * keys[(k / 4 * kKeyGroup + j) * 4 + k % 4];
+        sum += static_cast<double>(f16_to_f32(half)) * static_cast<double>(q.scales[h * blocks + b]) * of_codes;
+      }
+      out[h * out_stride + j - first] = scale * static_cast<float>(sum);
+    }
+}
+
 template <DType type>
 constexpr RowKernel row_kernel() {
   return {type, Isa::scalar, decode<type>, dot_row<type>};
@@ -166,6 +187,8 @@ const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(),
 
 const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm,      gelu_multiply, silu_multiply, softcap,
                                             max,         round_to_grid, sum_exp,       softmax,       kl};
+
+const KeyKernel kScalarKeyKernel = {Isa::scalar, key_scores};
 
 const CacheKernel kScalarCacheKernel = {DType::F32, Isa::scalar, 1.0f, scores, mix};
 

@@ -1,6 +1,7 @@
 #include "inference/kv_cache.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "format/channel_grid.h"
 #include "format/error.h"
@@ -10,10 +11,22 @@
 
 namespace qat {
 
-CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale)
-    : heads_(heads), head_dim_(head_dim), slots_(slots), bits_(scale > 0.0f || bits == 16 ? bits : 0), scale_(scale) {
-  head_bytes_ = row_bytes(type(), head_dim);
+CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, DType type, float scale)
+    : heads_(heads), head_dim_(head_dim), slots_(slots), type_(type), scale_(scale) {
+  QAT_CHECK(head_dim % dtype_info(type).block_size == 0 || code_bits(type) != 0);
+  head_bytes_ = row_bytes(type, head_dim);
   codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
+}
+
+CacheRows CacheRows::in_groups(int64_t heads, int64_t head_dim, int64_t slots) {
+  CacheRows rows(heads, head_dim, (slots + kKeyGroup - 1) / kKeyGroup * kKeyGroup, DType::Q8_0);
+  QAT_CHECK(static_cast<int64_t>(rows.head_bytes_) * kKeyGroup == key_group_bytes(head_dim));
+  rows.is_grouped_ = true;
+  return rows;
+}
+
+const uint8_t* CacheRows::group(int64_t position, int64_t head) const {
+  return codes_.data() + static_cast<size_t>(head * slots_ + position % slots_ / kKeyGroup * kKeyGroup) * head_bytes_;
 }
 
 const uint8_t* CacheRows::stored(int64_t position, int64_t head) const {
@@ -23,34 +36,67 @@ const uint8_t* CacheRows::stored(int64_t position, int64_t head) const {
 void CacheRows::store(int64_t position, const float* row) {
   int8_t codes[256];
   constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
+  const int bits = code_bits(type_);
+  if (is_grouped_) return store_key(position, row);
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
     uint8_t* out = codes_.data() + (stored(position, head) - codes_.data());
-    if (code_bits(type()) == 0) {
-      encode_rows(type(), row, 1, head_dim_, out);
+    if (bits == 0) {
+      encode_rows(type_, row, 1, head_dim_, out);
       continue;
     }
     for (int64_t i = 0; i < head_dim_; i += kPiece) {
       const int64_t n = std::min(kPiece, head_dim_ - i);
-      encode_channel(bits_, row + i, n, scale_, codes);
-      pack_codes(bits_, codes, 1, n, out + i * bits_ / 8);
+      encode_channel(bits, row + i, n, scale_, codes);
+      pack_codes(bits, codes, 1, n, out + i * bits / 8);
     }
+  }
+}
+
+void CacheRows::store_key(int64_t position, const float* row) {
+  const int64_t place = position % kKeyGroup, blocks = head_dim_ / kBlockSize;
+  for (int64_t head = 0; head < heads_; ++head) {
+    uint8_t* scales = codes_.data() + (group(position, head) - codes_.data()) + 2 * place;
+    uint8_t* codes = scales - 2 * place + 2 * blocks * kKeyGroup + 4 * place;
+    for (int64_t b = 0; b < blocks; ++b, row += kBlockSize) {
+      const BlockQ8_0 block = encode_q8_0(row);
+      std::memcpy(scales + 2 * b * kKeyGroup, &block.d, sizeof block.d);
+      for (int64_t k = 0; k < kBlockSize; k += 4)
+        std::memcpy(codes + (b * kBlockSize + k) * kKeyGroup, block.qs + k, 4);
+    }
+  }
+}
+
+void CacheRows::decode_key(int64_t position, int64_t head, float* out) const {
+  const int64_t place = position % kKeyGroup, blocks = head_dim_ / kBlockSize;
+  const uint8_t* scales = group(position, head) + 2 * place;
+  const uint8_t* codes = scales - 2 * place + 2 * blocks * kKeyGroup + 4 * place;
+  for (int64_t b = 0; b < blocks; ++b, out += kBlockSize) {
+    BlockQ8_0 block;
+    std::memcpy(&block.d, scales + 2 * b * kKeyGroup, sizeof block.d);
+    for (int64_t k = 0; k < kBlockSize; k += 4) std::memcpy(block.qs + k, codes + (b * kBlockSize + k) * kKeyGroup, 4);
+    decode_block(block, out);
   }
 }
 
 void CacheRows::decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const {
   for (int64_t n = 0; count > 0; position += n, count -= n, out += n * head_dim_) {
+    if (is_grouped_) {
+      decode_key(position, head, out);
+      n = 1;
+      continue;
+    }
     // Rows that fill whole bytes lie without gaps, until the ring begins anew.
-    n = code_bits(type()) * head_dim_ % 8 == 0 ? std::min(count, run(position)) : 1;
-    if (code_bits(type()) == 0) find_row_kernel(type(), isa)->decode(stored(position, head), n * head_dim_, out);
-    else find_channel_kernel(type(), isa)->decode(stored(position, head), n * head_dim_, 1.0f, out);
+    n = code_bits(type_) * head_dim_ % 8 == 0 ? std::min(count, run(position)) : 1;
+    if (code_bits(type_) == 0) find_row_kernel(type_, isa)->decode(stored(position, head), n * head_dim_, out);
+    else find_channel_kernel(type_, isa)->decode(stored(position, head), n * head_dim_, 1.0f, out);
   }
 }
 
 KvCache::KvCache(const Engine& engine, int64_t capacity)
     : KvCache(engine.config(), engine.impl().transformer.cache_grids(), capacity,
-              engine.impl().transformer.half_cache()) {}
+              engine.impl().transformer.cache_type()) {}
 
-KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, bool half)
+KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, DType type)
     : capacity_(capacity), has_grids_(qat::has_grids(grids)) {
   QAT_CHECK(capacity > 0 && (grids.empty() || grids.size() == config.layers.size()));
   for (size_t i = 0; i < config.layers.size(); ++i) {
@@ -61,11 +107,8 @@ KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grid
     const bool windowed = layer.sliding && config.sliding_window > 0;
     const int64_t slots = windowed ? std::min(capacity, config.sliding_window + kMaxBatchRows - 1) : capacity;
     const CacheScales grid = grids.empty() ? CacheScales() : grids[i];
-    const auto rows = [&](float scale) {
-      return CacheRows(layer.kv_heads, layer.head_dim, slots, half && scale == 0.0f ? 16 : grid.bits, scale);
-    };
-    k_[i] = rows(grid.k);
-    v_[i] = rows(grid.v);
+    k_[i] = cache_rows(layer, Cached::keys, grid.bits, grid.k, type, slots);
+    v_[i] = cache_rows(layer, Cached::values, grid.bits, grid.v, type, slots);
   }
 }
 
@@ -73,6 +116,15 @@ size_t KvCache::bytes() const {
   size_t total = 0;
   for (size_t i = 0; i < k_.size(); ++i) total += k_[i].bytes() + v_[i].bytes();
   return total;
+}
+
+CacheRows cache_rows(const LayerConfig& layer, Cached what, int bits, float scale, DType type, int64_t slots) {
+  if (bits != 0 && scale > 0.0f) return {layer.kv_heads, layer.head_dim, slots, code_type(bits), scale};
+  if (layer.head_dim % dtype_info(type).block_size != 0)
+    fail("KV cache of ", dtype_name(type), ": heads of ", layer.head_dim, " numbers are not whole blocks of ",
+         dtype_info(type).block_size, "; take float16");
+  if (type == DType::Q8_0 && what == Cached::keys) return CacheRows::in_groups(layer.kv_heads, layer.head_dim, slots);
+  return {layer.kv_heads, layer.head_dim, slots, type};
 }
 
 bool has_grids(const std::vector<CacheScales>& grids) {

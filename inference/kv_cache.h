@@ -1,4 +1,4 @@
-// Keys and values of the positions seen so far, as floats or as codes on a layer's static grids.
+// Keys and values of the positions seen so far: floats, blocks of Q8_0, or codes on a layer's static grids.
 #pragma once
 
 #include <cstdint>
@@ -21,26 +21,35 @@ constexpr int64_t kMaxBatchRows = 512;  // rows per forward pass: bounds the mem
 class CacheRows {
  public:
   CacheRows() = default;  // of a layer that reads another's
-  // scale > 0: codes of 2, 4 or 8 bits (format/channel_grid.h), packed. Otherwise floats, of 16 bits where bits is 16.
-  CacheRows(int64_t heads, int64_t head_dim, int64_t slots, int bits, float scale);
+  // F32, F16, Q8_0 (head_dim is a multiple of 32), or I2, I4, I8: codes (format/channel_grid.h), packed, of that scale.
+  CacheRows(int64_t heads, int64_t head_dim, int64_t slots, DType type, float scale = 1.0f);
+  // Keys in Q8_0, in groups of positions as KeyKernel (inference/kernels.h) wants them.
+  static CacheRows in_groups(int64_t heads, int64_t head_dim, int64_t slots);
 
   void store(int64_t position, const float* row);  // rounds to nearest, ties to even
-  // What is stored of a position, head_dim numbers of type() times scale(). The next position's is stride() bytes
-  // further on, for run(position) positions.
+  bool is_grouped() const { return is_grouped_; }
+  // The group that a position is in; it begins at a multiple of kKeyGroup.
+  const uint8_t* group(int64_t position, int64_t head) const;
+  // Not of groups: what is stored of a position, head_dim numbers of type() times scale(). The next position's is
+  // stride() bytes further on, for run(position) positions.
   const uint8_t* stored(int64_t position, int64_t head) const;
-  DType type() const { return bits_ == 0 ? DType::F32 : bits_ == 16 ? DType::F16 : code_type(bits_); }
-  float scale() const { return bits_ == 0 || bits_ == 16 ? 1.0f : scale_; }
+  DType type() const { return type_; }
+  float scale() const { return scale_; }  // 1 but of codes
   int64_t stride() const { return static_cast<int64_t>(head_bytes_); }
   int64_t run(int64_t position) const { return slots_ - position % slots_; }
-  // out [count, head_dim]: those numbers of consecutive positions as floats, without the scale. F16 and codes.
+  // out [count, head_dim]: those numbers of consecutive positions as floats, without the scale. All but F32.
   void decode(Isa isa, int64_t position, int64_t head, int64_t count, float* out) const;
   size_t bytes() const { return codes_.size(); }
 
  private:
+  void store_key(int64_t position, const float* row);
+  void decode_key(int64_t position, int64_t head, float* out) const;
+
   int64_t heads_ = 0, head_dim_ = 0, slots_ = 0;
-  int bits_ = 0;  // of codes; 16: half floats, 0: floats
-  float scale_ = 0.0f;
-  size_t head_bytes_ = 0;
+  DType type_ = DType::F32;
+  bool is_grouped_ = false;
+  float scale_ = 1.0f;
+  size_t head_bytes_ = 0;      // of a position, of one head
   HugeVector<uint8_t> codes_;  // floats, too
 };
 
@@ -51,8 +60,9 @@ class KvCache {
   KvCache(const Engine& engine, int64_t capacity);
   // Of floats, for models whose cache has no static grid (that is checked when the cache is used).
   KvCache(const ModelConfig& config, int64_t capacity) : KvCache(config, {}, capacity) {}
-  // grids: per layer, or none for floats. half: layers without a grid keep float16.
-  KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, bool half = false);
+  // grids: per layer, or none. `type` is what there is of keys or values without a grid: F32, F16 or Q8_0. Throws
+  // Error: Q8_0, and a head is not whole blocks.
+  KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, DType type = DType::F32);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
@@ -71,6 +81,10 @@ class KvCache {
   bool has_grids_ = false;
   std::vector<CacheRows> k_, v_;  // per layer
 };
+
+// One layer's keys, or values: on a static grid of `bits` and `scale` where the scale is not 0, else as `type`.
+enum class Cached { keys, values };
+CacheRows cache_rows(const LayerConfig& layer, Cached what, int bits, float scale, DType type, int64_t slots);
 
 // True when some layer's keys or values are on a grid.
 bool has_grids(const std::vector<CacheScales>& grids);

@@ -22,7 +22,7 @@ LayerRun::LayerRun(Weights weights, const EngineOptions& options, const std::vec
     const auto length = static_cast<int64_t>(sequence.size());
     if (length == 0) continue;
     KvCache& cache =
-        caches_.emplace_back(without_window, transformer_.cache_grids(), length, transformer_.half_cache());
+        caches_.emplace_back(without_window, transformer_.cache_grids(), length, transformer_.cache_type());
     for (int64_t i = 0; i < length; ++i) {
       check_row(config(), sequence[static_cast<size_t>(i)], cache, i);
       if (i % kMaxBatchRows == 0) streams_.emplace_back();

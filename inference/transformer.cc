@@ -27,7 +27,7 @@ Transformer::Transformer(Weights weights, Isa isa, const EngineOptions& options)
     : weights_(std::move(weights)),
       isa_(isa),
       round_activations_(!options.float_activations),
-      half_cache_(options.half_cache && !options.float_activations && isa != Isa::scalar) {
+      cache_type_(isa == Isa::scalar && options.cache_type == DType::F16 ? DType::F32 : cache_type_of(options)) {
   const ModelConfig& c = weights_.config;
   for (const LayerWeights& layer : weights_.layers)
     cache_grids_.push_back(options.float_cache ? CacheScales() : layer.cache);
@@ -265,7 +265,9 @@ struct Transformer::Pass {
     int64_t room = 0;  // for scores
     for (const RowGroup& g : ws.groups)
       room = std::max(room, g.count * group * attention_span(position_of(g), g.count, window));
-    const int64_t decoded = kAttentionBlock * layer.head_dim, scratch = decoded + (room + 15) / 16 * 16;
+    const int64_t decoded = kAttentionBlock * layer.head_dim;
+    const int64_t coded = (coded_floats(kAttentionRows * group, layer.head_dim) + 15) / 16 * 16;
+    const int64_t scratch = decoded + coded + (room + 15) / 16 * 16;
     float* attention = grown(ws.attention, scratch * pool.size());
     // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be.
     const auto count = static_cast<int64_t>(ws.groups.size());
@@ -292,7 +294,8 @@ struct Transformer::Pass {
                           a.window = window;
                           a.scale = static_cast<float>(c.attention_scale);
                           a.decoded = attention + worker * scratch;
-                          a.scores = a.decoded + decoded;
+                          a.coded = a.decoded + decoded;
+                          a.scores = a.coded + coded;
                           a.out = heads + g.first * width + head * layer.head_dim;
                           attend(model.isa_, a);
                         }

@@ -44,7 +44,7 @@ class Transformer {
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
   const std::vector<CacheScales>& cache_grids() const { return cache_grids_; }  // per layer
-  bool half_cache() const { return half_cache_; }
+  DType cache_type() const { return cache_type_; }                              // of what has no static grid
 
   // One pass over ws.rows (1..kMaxBatchRows; it consumes them), whose K and V are written to their caches at their
   // positions; cache lengths are the caller's. logits [rows - first_logit, vocab] of the rows from first_logit on,
@@ -76,7 +76,8 @@ class Transformer {
 
   Weights weights_;
   Isa isa_;
-  bool round_activations_, half_cache_;
+  bool round_activations_;
+  DType cache_type_;
   std::vector<CacheScales> cache_grids_;
   std::vector<float>
       frequencies_[2];            // of full and of sliding layers, as in Workspace::cos_sin; empty when there is none

@@ -289,6 +289,37 @@ inline void mix(const float* weights, int64_t weight_stride, int64_t heads, cons
   if (heads > 0) mix_heads<1>(weights, weight_stride, v, add, out, out_stride);
 }
 
+// Four positions to a vector.
+inline void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first,
+                       int64_t last, float scale, float* out, int64_t out_stride) {
+  constexpr int64_t kVectors = kKeyGroup / 4;
+  const int64_t blocks = cols / kCodeBlock;
+  const uint8_t* keys = group + blocks * kKeyGroup * 2;
+  for (int64_t h = 0; h < heads; ++h, out += out_stride) {
+    f32x4 total[kVectors] = {};
+    for (int64_t b = 0; b < blocks; ++b) {
+      i32x4 sums[kVectors] = {};
+      for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; k += 4) {
+        const auto four = load<int32_t>(reinterpret_cast<const uint8_t*>(q.codes + h * cols + k));
+        const i8x16 query = as<i8x16>(i32x4{four, four, four, four});
+        for (int64_t v = 0; v < kVectors; ++v)
+          sums[v] = dot(sums[v], load<i8x16>(keys + k * kKeyGroup + 16 * v), query);
+      }
+      const f32x4 unit = splat(q.scales[h * blocks + b] * scale);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const f32x4 scales = from_halves(load<uint64_t>(group + (b * kKeyGroup + 4 * v) * 2));
+        total[v] = fma(__builtin_convertvector(sums[v], f32x4), scales * unit, total[v]);
+      }
+    }
+    float all[kKeyGroup];
+    for (int64_t v = 0; v < kVectors; ++v) store(all + 4 * v, total[v]);
+    for (int64_t j = first; j < last; ++j) out[j - first] = all[j];
+  }
+}
+
+template <Isa isa>
+constexpr KeyKernel kKeyKernel = {isa, key_scores};
+
 template <Isa isa>
 constexpr VectorKernels kVectorKernels = {isa, rms_norm,      gelu_multiply, silu_multiply, softcap,
                                           max, round_to_grid, sum_exp,       softmax,       kl};

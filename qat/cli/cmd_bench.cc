@@ -30,9 +30,7 @@ BenchReport measure(const BenchCommand& command) {
   Weights weights = load_weights(command.model);
   const BenchOptions& bench = command.bench;
   BenchReport report;
-  report.bytes =
-      decode_bytes(weights, command.engine.float_cache, command.engine.half_cache && !command.engine.float_activations,
-                   bench.context, bench.tokens);
+  report.bytes = decode_bytes(weights, command.engine, bench.context, bench.tokens);
   Engine engine(std::move(weights), command.engine);
   const int64_t longest = std::max(bench.prompt, bench.context + bench.tokens), made_for = engine.config().context;
   if (made_for > 0 && longest > made_for) {

@@ -344,7 +344,7 @@ void run_compare(const CompareOptions& options) {
 
 void add_compare_command(CLI::App& app) {
   auto options = std::make_shared<CompareOptions>();
-  options->engine.half_cache = true;  // as `qat eval`, so that the figures are the same
+  options->engine.cache_type = DType::F16;  // as `qat eval`, so that the figures are the same
   CLI::App* command = app.add_subcommand("compare", "Float model against quantized ones, as a report to read");
   command->add_option("FLOAT_MODEL", options->base, "What the others are held against, evaluated once for all of them")
       ->required();

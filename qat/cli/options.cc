@@ -85,7 +85,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
       ->type_name("N");
   if (!reference) return;
   command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
-  options.half_cache = true;
+  options.cache_type = DType::F16;
   command.add_flag("--exact", options.float_activations,
                    "Floats everywhere; else activations that meet quantized weights are rounded to 8 bits, 32 to a "
                    "scale, and K and V are float16, as in llama.cpp");
@@ -94,10 +94,11 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
           "--kv-cache",
           [&options](const std::string& kind) {
             options.float_cache = kind == "float";
-            options.half_cache = kind != "float";
+            options.cache_type = kind == "float" ? DType::F32 : kind == "q8_0" ? DType::Q8_0 : DType::F16;
           },
-          "K and V as the model's file says (of a mobile directory: on its static grids; of others: float16), or float")
-      ->check(one_of({"file", "float"}))
+          "K and V as the model's file says (of a mobile directory: on its static grids; of others: float16); q8_0: "
+          "those that it says nothing of in 8 bits, as llama.cpp's -ctk q8_0 -ctv q8_0; float: all in 32")
+      ->check(one_of({"file", "q8_0", "float"}))
       ->type_name("KIND")
       ->default_str("file");
 }

@@ -220,6 +220,9 @@ TEST_F(Command, MobileQuantizeExportEvalInspect) {
   expect_success("logits mobile --ids ids.txt --out file.safetensors");
   expect_success("logits mobile --ids ids.txt --kv-cache float --out float.safetensors");
   EXPECT_NE(file_contents(place / "file.safetensors"), file_contents(place / "float.safetensors"));
+  expect_success("logits tiny --ids ids.txt --out floats.safetensors");
+  expect_success("logits tiny --ids ids.txt --kv-cache q8_0 --out blocks.safetensors");
+  EXPECT_NE(file_contents(place / "floats.safetensors"), file_contents(place / "blocks.safetensors"));
   // Without static scales the GGUF file is the same model.
   expect_success("quantize tiny --plan mobile --activations off --kv-bits float --out weights");
   const auto perplexity = [&](const std::string& model) {

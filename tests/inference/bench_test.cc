@@ -63,17 +63,17 @@ constexpr int64_t kFourLayers = 4 * (64 * 36 + 64 * 36 + 2 * 96 * 36 + 64 * 54) 
 
 TEST(DecodeBytes, WeightsByHand) {
   Weights w = four_layers();
-  EXPECT_EQ(decode_bytes(w, false, false, 0, 1).weights, kFourLayers);
+  EXPECT_EQ(decode_bytes(w, {}, 0, 1).weights, kFourLayers);
   // Tied: the embedding is the head.
   w.output = w.embedding;
-  EXPECT_EQ(decode_bytes(w, false, false, 0, 1).weights, kFourLayers - 36);
+  EXPECT_EQ(decode_bytes(w, {}, 0, 1).weights, kFourLayers - 36);
   // Per-layer embeddings: one row of the table, with a scale for each layer; gates and projections with one per row.
   w.config.ple = 10;
   w.ple_embedding = channel(DType::I4, 100, 40, 4);
   w.ple_model_projection = {DType::F32, 40, 64, &kSomewhere};
   w.layers[3].ple_gate = channel(DType::I8, 10, 64);
   w.layers[3].ple_projection = channel(DType::I2, 64, 10);  // 20 bits: 3 bytes
-  EXPECT_EQ(decode_bytes(w, false, false, 0, 1).weights,
+  EXPECT_EQ(decode_bytes(w, {}, 0, 1).weights,
             kFourLayers - 36 + (20 + 4 * 4) + 40 * 64 * 4 + 10 * (64 + 4) + 64 * (3 + 4));
 }
 
@@ -81,18 +81,23 @@ TEST(DecodeBytes, CacheByHand) {
   Weights w = four_layers();
   // Floats: 2 layers of each kind, K and V, 32 values a position.
   constexpr int64_t kPosition = 2 * 32 * 4;
-  EXPECT_EQ(decode_bytes(w, false, false, 0, 1).cache, 4 * kPosition);                  // itself
-  EXPECT_EQ(decode_bytes(w, false, false, 6, 1).cache, 2 * kPosition * (7 + 7));        // nothing out of the window yet
-  EXPECT_EQ(decode_bytes(w, false, false, 100, 1).cache, 2 * kPosition * (8 + 101));    // the window is full
-  EXPECT_EQ(decode_bytes(w, false, false, 6, 4).cache, 2 * kPosition * (31 + 34) / 4);  // 7 8 8 8 and 7 8 9 10
-  EXPECT_EQ(decode_bytes(w, false, false, 100, 3).cache, 2 * kPosition * (3 * 8 + 306) / 3);  // 101 102 103
+  EXPECT_EQ(decode_bytes(w, {}, 0, 1).cache, 4 * kPosition);                        // itself
+  EXPECT_EQ(decode_bytes(w, {}, 6, 1).cache, 2 * kPosition * (7 + 7));              // nothing out of the window yet
+  EXPECT_EQ(decode_bytes(w, {}, 100, 1).cache, 2 * kPosition * (8 + 101));          // the window is full
+  EXPECT_EQ(decode_bytes(w, {}, 6, 4).cache, 2 * kPosition * (31 + 34) / 4);        // 7 8 8 8 and 7 8 9 10
+  EXPECT_EQ(decode_bytes(w, {}, 100, 3).cache, 2 * kPosition * (3 * 8 + 306) / 3);  // 101 102 103
   // Codes: the owners' widths are their readers' too. 2 heads of 16 at 8 bits, a head of 32 at 4.
   w.layers[0].cache = {0.1f, 0.1f, 8};
   w.layers[1].cache = {0.1f, 0.1f, 4};
-  EXPECT_EQ(decode_bytes(w, false, false, 100, 1).cache, 2 * (2 * 32 * 8 + 2 * 16 * 101));
-  EXPECT_EQ(decode_bytes(w, true, false, 100, 1).cache, 2 * kPosition * (8 + 101));
+  EXPECT_EQ(decode_bytes(w, {}, 100, 1).cache, 2 * (2 * 32 * 8 + 2 * 16 * 101));
+  EngineOptions floats;
+  floats.float_cache = true;
+  EXPECT_EQ(decode_bytes(w, floats, 100, 1).cache, 2 * kPosition * (8 + 101));
   w.layers[1].cache.v = 0.0f;  // only the keys are codes
-  EXPECT_EQ(decode_bytes(w, false, false, 100, 1).cache, 2 * (2 * 32 * 8 + (16 + 32 * 4) * 101));
+  EXPECT_EQ(decode_bytes(w, {}, 100, 1).cache, 2 * (2 * 32 * 8 + (16 + 32 * 4) * 101));
+  EngineOptions blocks;
+  blocks.cache_type = DType::Q8_0;
+  EXPECT_EQ(decode_bytes(w, blocks, 100, 1).cache, 2 * (2 * 32 * 8 + (16 + 34) * 101));
 }
 
 // All that a file holds is read, but for norms and the rows of tables that are not the token's.
@@ -113,7 +118,7 @@ TEST(DecodeBytes, IsTheFileWithoutNormsAndTheRestOfTheTables) {
       if (t.shape.size() < 2) continue;
       expected += static_cast<int64_t>(t.bytes.size()) / (table && !head ? t.shape[0] : 1);
     }
-    EXPECT_EQ(decode_bytes(w, false, false, 0, 1).weights, expected) << name;
+    EXPECT_EQ(decode_bytes(w, {}, 0, 1).weights, expected) << name;
   }
 }
 

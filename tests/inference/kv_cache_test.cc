@@ -1,12 +1,14 @@
-// The KV cache on static grids: it holds the codes that the grid says, in as many bits, and attention over codes is
-// attention over the floats they mean, wherever the ring begins.
+// The KV cache: it holds what its type or grid says, in as many bits, and attention over what it holds is attention
+// over the floats they mean, wherever the ring begins.
 #include "inference/kv_cache.h"
 
 #include <gtest/gtest.h>
 
 #include <cfloat>
+#include <cmath>
 
 #include "format/channel_grid.h"
+#include "format/error.h"
 #include "format/grid.h"
 #include "inference/attention.h"
 #include "tests/inference/random.h"
@@ -14,48 +16,36 @@
 namespace qat {
 namespace {
 
-class CacheOf : public testing::TestWithParam<int> {};  // bits
+class CacheOf : public testing::TestWithParam<DType> {};
+
+// What a cache of this type makes of a row.
+void round_as(DType type, const std::vector<float>& row, float scale, float* out) {
+  const auto n = static_cast<int64_t>(row.size());
+  if (code_bits(type) != 0) fake_quantize_channel(code_bits(type), row.data(), n, scale, out);
+  else fake_quantize_rows(type, row.data(), 1, n, out);
+}
 
 TEST_P(CacheOf, HoldsTheGridsValues) {
-  const int bits = GetParam();
+  const DType type = GetParam();
   Random random(31);
   for (const int64_t head_dim : {1, 2, 6, 32, 255, 256, 257, 512}) {
+    if (code_bits(type) == 0 && head_dim % dtype_info(type).block_size != 0) continue;
     const int64_t heads = 3;
-    const float scale = 0.11f;
-    CacheRows cache(heads, head_dim, 4, bits, scale);
-    EXPECT_EQ(cache.bytes(), static_cast<size_t>(4 * heads * ((head_dim * bits + 7) / 8)));
+    const float scale = code_bits(type) == 0 ? 1.0f : 0.11f;
+    CacheRows cache(heads, head_dim, 4, type, scale);
+    EXPECT_EQ(cache.bytes(), 4 * heads * row_bytes(type, head_dim));
     for (int64_t position = 0; position < 11; ++position) {
       const std::vector<float> row = random.floats(heads * head_dim, 2.0f);
       cache.store(position, row.data());
       std::vector<float> expected(row.size()), actual(row.size());
-      fake_quantize_channel(bits, row.data(), heads * head_dim, scale, expected.data());
+      round_as(type, row, scale, expected.data());
       for (const Isa isa : built_isas()) {
         if (!isa_supported(isa)) continue;
         for (int64_t h = 0; h < heads; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
         for (float& x : actual) x *= cache.scale();
         EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
       }
-      EXPECT_EQ(cache.type(), code_type(bits));
-    }
-  }
-}
-
-TEST(HalfCache, HoldsTheNearestHalfFloats) {
-  Random random(32);
-  for (const int64_t head_dim : {1, 6, 64, 257}) {
-    CacheRows cache(3, head_dim, 4, 16, 0.0f);
-    EXPECT_EQ(cache.bytes(), static_cast<size_t>(4 * 3 * 2 * head_dim));
-    for (int64_t position = 0; position < 6; ++position) {
-      const std::vector<float> row = random.floats(3 * head_dim, 2.0f);
-      cache.store(position, row.data());
-      std::vector<float> expected(row.size()), actual(row.size());
-      fake_quantize_rows(DType::F16, row.data(), 1, 3 * head_dim, expected.data());
-      for (const Isa isa : built_isas()) {
-        if (!isa_supported(isa)) continue;
-        for (int64_t h = 0; h < 3; ++h) cache.decode(isa, position, h, 1, actual.data() + h * head_dim);
-        EXPECT_EQ(actual, expected) << head_dim << " at " << position << " " << isa_name(isa);
-      }
-      EXPECT_EQ(cache.type(), DType::F16);
+      EXPECT_EQ(cache.type(), type);
     }
   }
 }
@@ -66,6 +56,7 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
   const int64_t head_dim = static_cast<int64_t>(q.size()) / heads;
   std::vector<float> scores(static_cast<size_t>(heads * count)), out(q.size());
   std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
+  std::vector<float> coded(static_cast<size_t>(coded_floats(heads, head_dim)));
   AttentionHeads a;
   a.q = q.data();
   a.heads = heads;
@@ -78,18 +69,22 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
   a.scale = 0.3f;
   a.scores = scores.data();
   a.decoded = decoded.data();
+  a.coded = coded.data();
   a.out = out.data();
   attend(isa, a);
   return out;
 }
 
-// Rows together, to the bit as each alone: of codes, half floats and floats, with and without a window.
+// Rows together, to the bit as each alone: of all that a cache holds, with and without a window.
 TEST(Attention, ARowDoesNotDependOnItsCompany) {
   Random random(33);
-  const int64_t head_dim = 24, heads = 3, length = 70;
-  for (const int bits : {0, 4, 16})
+  const int64_t heads = 3, length = 70;
+  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4})
     for (const int64_t window : {int64_t{5}, int64_t{30}, INT64_MAX}) {
-      CacheRows k(2, head_dim, length, bits, 0.1f), v(2, head_dim, length, bits, 0.1f);
+      const int64_t head_dim = type == DType::Q8_0 ? 32 : 24;
+      const float scale = type == DType::I4 ? 0.1f : 1.0f;
+      CacheRows k(2, head_dim, length, type, scale), v(2, head_dim, length, type, scale);
+      if (type == DType::Q8_0) k = CacheRows::in_groups(2, head_dim, length);
       for (int64_t position = 0; position < length; ++position) {
         k.store(position, random.floats(2 * head_dim).data());
         v.store(position, random.floats(2 * head_dim).data());
@@ -102,6 +97,7 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
           std::vector<float> together(q.size(), 7.0f), alone(q.size(), 7.0f);
           std::vector<float> scores(static_cast<size_t>(kAttentionRows * heads * length));
           std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
+          std::vector<float> coded(static_cast<size_t>(coded_floats(kAttentionRows * heads, head_dim)));
           AttentionHeads a;
           a.rows = kAttentionRows;
           a.q_stride = stride;
@@ -113,6 +109,7 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
           a.window = window;
           a.scores = scores.data();
           a.decoded = decoded.data();
+          a.coded = coded.data();
           a.q = q.data();
           a.out = together.data();
           attend(isa, a);
@@ -122,26 +119,26 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
             a.out = alone.data() + r * stride;
             attend(isa, a);
           }
-          EXPECT_EQ(together, alone) << bits << " bits, window " << window << ", from " << position;
+          EXPECT_EQ(together, alone) << dtype_name(type) << ", window " << window << ", from " << position;
         }
       }
     }
 }
 
 TEST_P(CacheOf, AttentionIsThatOverTheFloatsTheyMean) {
-  const int bits = GetParam();
+  const DType type = GetParam();
   Random random(32);
-  const int64_t head_dim = 40, slots = 50, length = 120, heads = 3;
-  const float k_scale = 0.2f, v_scale = 0.05f;
-  CacheRows k(2, head_dim, slots, bits, k_scale), v(2, head_dim, slots, bits, v_scale);
-  CacheRows float_k(2, head_dim, length, 0, 0.0f), float_v(2, head_dim, length, 0, 0.0f);  // no ring
-  CacheRows ring_k(2, head_dim, slots, 0, 0.0f), ring_v(2, head_dim, slots, bits, 0.0f);
+  const int64_t head_dim = type == DType::Q8_0 ? 64 : 40, slots = 50, length = 120, heads = 3;
+  const float k_scale = code_bits(type) == 0 ? 1.0f : 0.2f, v_scale = code_bits(type) == 0 ? 1.0f : 0.05f;
+  CacheRows k(2, head_dim, slots, type, k_scale), v(2, head_dim, slots, type, v_scale);
+  CacheRows float_k(2, head_dim, length, DType::F32), float_v(2, head_dim, length, DType::F32);  // no ring
+  CacheRows ring_k(2, head_dim, slots, DType::F32), ring_v(2, head_dim, slots, DType::F32);
   for (int64_t position = 0; position < length; ++position) {
     std::vector<float> row_k = random.floats(2 * head_dim), row_v = random.floats(2 * head_dim);
     k.store(position, row_k.data());
     v.store(position, row_v.data());
-    fake_quantize_channel(bits, row_k.data(), 2 * head_dim, k_scale, row_k.data());
-    fake_quantize_channel(bits, row_v.data(), 2 * head_dim, v_scale, row_v.data());
+    round_as(type, row_k, k_scale, row_k.data());
+    round_as(type, row_v, v_scale, row_v.data());
     for (CacheRows* rows : {&float_k, &ring_k}) rows->store(position, row_k.data());
     for (CacheRows* rows : {&float_v, &ring_v}) rows->store(position, row_v.data());
   }
@@ -162,7 +159,65 @@ TEST_P(CacheOf, AttentionIsThatOverTheFloatsTheyMean) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Bits, CacheOf, testing::Values(2, 4, 8), testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(Types, CacheOf, testing::Values(DType::F16, DType::Q8_0, DType::I2, DType::I4, DType::I8),
+                         [](const testing::TestParamInfo<DType>& type) { return dtype_name(type.param); });
+
+TEST(KeyGroups, HoldBlocksOfQ8_0) {
+  Random random(34);
+  const int64_t head_dim = 96, heads = 3;
+  CacheRows cache = CacheRows::in_groups(heads, head_dim, 20);  // two groups
+  EXPECT_EQ(cache.bytes(), 32 * heads * row_bytes(DType::Q8_0, head_dim));
+  for (int64_t position = 0; position < 50; ++position) {
+    const std::vector<float> row = random.floats(heads * head_dim, 2.0f);
+    cache.store(position, row.data());
+    std::vector<float> expected(row.size()), actual(row.size());
+    round_as(DType::Q8_0, row, 1.0f, expected.data());
+    for (int64_t h = 0; h < heads; ++h) cache.decode(Isa::scalar, position, h, 1, actual.data() + h * head_dim);
+    EXPECT_EQ(actual, expected) << position;
+  }
+}
+
+// Queries in 8 bits, 32 to a scale that is not rounded.
+std::vector<float> rounded_queries(const std::vector<float>& q) {
+  std::vector<float> rounded(q.size());
+  for (size_t block = 0; block < q.size(); block += 32) {
+    float largest = 0.0f;
+    for (size_t i = block; i < block + 32; ++i) largest = std::max(largest, std::fabs(q[i]));
+    const float scale = largest / 127.0f;
+    for (size_t i = block; i < block + 32; ++i) rounded[i] = std::nearbyint(q[i] / scale) * scale;
+  }
+  return rounded;
+}
+
+TEST(KeyGroups, AttentionIsThatOverTheFloatsTheyMean) {
+  Random random(35);
+  const int64_t head_dim = 96, slots = 64, length = 150;
+  CacheRows k = CacheRows::in_groups(2, head_dim, slots), v(2, head_dim, slots, DType::Q8_0);
+  CacheRows float_k(2, head_dim, length, DType::F32), float_v(2, head_dim, length, DType::F32);  // no ring
+  for (int64_t position = 0; position < length; ++position) {
+    std::vector<float> row_k = random.floats(2 * head_dim), row_v = random.floats(2 * head_dim);
+    k.store(position, row_k.data());
+    v.store(position, row_v.data());
+    round_as(DType::Q8_0, row_k, 1.0f, row_k.data());
+    round_as(DType::Q8_0, row_v, 1.0f, row_v.data());
+    float_k.store(position, row_k.data());
+    float_v.store(position, row_v.data());
+  }
+  for (const int64_t heads : {1, 3, 4, 7}) {
+    const std::vector<float> q = random.floats(heads * head_dim, 2.0f);
+    for (const int64_t count : {1, 15, 16, 17, 33, 50})
+      for (int64_t first = length - slots; first + count <= length; first += 7) {
+        const std::vector<float> expected =
+            attention(Isa::scalar, float_k, float_v, rounded_queries(q), heads, first, count);
+        for (const Isa isa : built_isas()) {
+          if (!isa_supported(isa)) continue;
+          const std::vector<float> actual = attention(isa, k, v, q, heads, first, count);
+          for (size_t i = 0; i < expected.size(); ++i)
+            ASSERT_NEAR(actual[i], expected[i], 40 * FLT_EPSILON) << count << " from " << first << " " << isa_name(isa);
+        }
+      }
+  }
+}
 
 // Sliding layers of 8 bits and global ones of 4, as Gemma 4 has them: what a long context costs.
 TEST(KvCacheSize, OfALongContext) {
@@ -183,6 +238,22 @@ TEST(KvCacheSize, OfALongContext) {
   EXPECT_EQ(KvCache(config, capacity).bytes(), static_cast<size_t>(2 * 4 * (3 * 256 * ring + 512 * capacity)));
   grids[3].bits = 0;
   EXPECT_EQ(KvCache(config, grids, capacity).bytes(), static_cast<size_t>(2 * (3 * 256 * ring + 4 * 512 * capacity)));
+  // Keys in whole groups of 16 positions.
+  EXPECT_EQ(KvCache(config, grids, capacity, DType::Q8_0).bytes(),
+            static_cast<size_t>(2 * 3 * 256 * ring + 512 / 32 * 34 * (capacity + (capacity + 15) / 16 * 16)));
+}
+
+TEST(KvCacheSize, HeadsOfHalfABlockAreRefused) {
+  ModelConfig config;
+  config.layers.emplace_back();
+  config.layers[0].kv_heads = 1;
+  config.layers[0].head_dim = 48;
+  try {
+    KvCache(config, {}, 8, DType::Q8_0);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "KV cache of Q8_0: heads of 48 numbers are not whole blocks of 32; take float16");
+  }
 }
 
 }  // namespace

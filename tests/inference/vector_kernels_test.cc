@@ -229,13 +229,15 @@ TEST_P(VectorKernelsTest, AHeadDoesNotDependOnItsCompany) {
     }
 }
 
-// To the bit: half floats and codes as the floats of their value, whatever bits they are.
+// To the bit: half floats, blocks and codes as the floats of their value, whatever bits they are.
 TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
   Random random(11);
   for (const CacheKernel& kernel : cache_kernels()) {
     if (!isa_supported(kernel.isa) || kernel.type == DType::F32) continue;
     const CacheKernel& reference = *find_cache_kernel(DType::F32, kernel.isa);
-    for (const int64_t cols : {8, 16, 24, 64, 72, 512})
+    const bool is_coded = code_bits(kernel.type) != 0;
+    for (const int64_t cols : {8, 16, 24, 32, 64, 72, 96, 512}) {
+      if (!is_coded && cols % dtype_info(kernel.type).block_size != 0) continue;
       for (const int64_t count : {1, 2, 3, 7, 16})
         for (const int64_t heads : {1, 2, 3, 4, 7, 8}) {
           const auto stride = static_cast<int64_t>(row_bytes(kernel.type, cols)) + 3;  // rows need not touch
@@ -246,8 +248,9 @@ TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
             uint8_t* row = bytes.data() + j * stride;
             // No half float that is not a number: the upper bits of the exponent are not all 1.
             for (int64_t i = 1; kernel.type == DType::F16 && i < 2 * cols; i += 2) row[i] &= 0xbf;
+            for (int64_t i = 1; kernel.type == DType::Q8_0 && i < stride; i += 34) row[i] &= 0xbf;
             float* out = decoded.data() + j * cols;
-            if (kernel.type == DType::F16) find_row_kernel(kernel.type, Isa::scalar)->decode(row, cols, out);
+            if (!is_coded) find_row_kernel(kernel.type, Isa::scalar)->decode(row, cols, out);
             else find_channel_kernel(kernel.type, Isa::scalar)->decode(row, cols, 1.0f, out);
           }
           const CachedRows stored = {bytes.data(), stride, count, cols};
@@ -262,6 +265,48 @@ TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
           }
           for (float& x : c) x /= kernel.unit;
           ASSERT_EQ(c, d) << dtype_name(kernel.type) << " " << cols << " x " << count << ", " << heads << " heads";
+        }
+    }
+  }
+}
+
+// Integers are exact, so that only a few roundings of floats are between them and the reference; nothing is written
+// beside the scores that are asked for. Extreme codes first: products of two that are added in 16 bits.
+TEST(KeyKernels, AreTheReference) {
+  Random random(12);
+  const KeyKernel& reference = *find_key_kernel(Isa::scalar);
+  for (const KeyKernel& kernel : key_kernels()) {
+    if (!isa_supported(kernel.isa) || kernel.isa == Isa::scalar) continue;
+    for (const int64_t cols : {32, 64, 96, 256})
+      for (const int64_t heads : {1, 2, 3, 4, 7, 8})
+        for (const bool extreme : {true, false}) {
+          const auto code = [&] {
+            const float x = random.floats(1)[0];
+            return static_cast<int8_t>(extreme ? (x < 0 ? -127 : 127) : std::max(-127.0f, std::min(127.0f, 127 * x)));
+          };
+          const int64_t blocks = cols / 32;
+          std::vector<uint8_t> group(static_cast<size_t>(key_group_bytes(cols)));
+          for (int64_t i = 0; i < blocks * kKeyGroup; ++i) {
+            const uint16_t half = f32_to_f16(random.floats(1)[0]);
+            std::memcpy(group.data() + 2 * i, &half, sizeof half);
+          }
+          for (size_t i = static_cast<size_t>(2 * blocks * kKeyGroup); i < group.size(); ++i)
+            group[i] = static_cast<uint8_t>(code());
+          std::vector<int8_t> codes(static_cast<size_t>(heads * cols));
+          std::vector<int32_t> sums(static_cast<size_t>(heads * blocks));
+          for (size_t i = 0; i < codes.size(); ++i) sums[i / 32] += codes[i] = code();
+          const std::vector<float> scales = random.floats(heads * blocks);
+          const CodedQueries q = {codes.data(), scales.data(), sums.data()};
+          for (const int64_t first : {0, 1, 7, 8, 15})
+            for (int64_t last = first + 1; last <= kKeyGroup; last += 4) {
+              const int64_t stride = last - first + 2;
+              std::vector<float> expected(static_cast<size_t>(heads * stride), 7.0f), actual(expected);
+              reference.scores(q, heads, group.data(), cols, first, last, 0.3f, expected.data(), stride);
+              kernel.scores(q, heads, group.data(), cols, first, last, 0.3f, actual.data(), stride);
+              for (size_t i = 0; i < expected.size(); ++i)
+                ASSERT_NEAR(actual[i], expected[i], 0.3f * 127 * 127 * static_cast<float>(cols) * FLT_EPSILON)
+                    << isa_name(kernel.isa) << " " << cols << ", " << heads << " heads, " << first << " to " << last;
+            }
         }
   }
 }
