@@ -20,7 +20,10 @@ for model in "$@"; do
   for round in $(seq "$rounds"); do
     bench near --threads "$threads" --prompt 64 --context 64
     bench far --threads "$threads" --prompt 64 --context "$long"
-    note context "$(number decode_tokens_per_s "$work/far")" "$(number decode_tokens_per_s "$work/near")"
+    cp "$work/near" "$work/before"
+    bench near --threads "$threads" --prompt 64 --context 64  # on both sides of the long one: memory's speed drifts
+    note context "$(number decode_tokens_per_s "$work/far")" \
+      "$(awk -v a="$(number decode_tokens_per_s "$work/before")" -v b="$(number decode_tokens_per_s "$work/near")" 'BEGIN { print (a + b) / 2 }')"
     bench one --threads 1 --prompt 128 --context 64
     bench two --threads 2 --prompt 128 --context 64
     for what in prefill decode; do note "$what" "$(number ${what}_tokens_per_s "$work/two")" "$(number ${what}_tokens_per_s "$work/one")"; done
