@@ -1,6 +1,7 @@
 #include "inference/kv_cache.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "format/channel_grid.h"
@@ -10,6 +11,15 @@
 #include "inference/transformer.h"
 
 namespace qat {
+namespace {
+
+// Whoever attends to what is not finite shall see it: all of the block is NaN.
+BlockQ8_0 cached_block(const float* x) {
+  if (!std::all_of(x, x + kBlockSize, [](float v) { return std::isfinite(v); })) return {0x7e00, {}};
+  return encode_q8_0(x);
+}
+
+}  // namespace
 
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, DType type, float scale)
     : heads_(heads), head_dim_(head_dim), slots_(slots), type_(type), scale_(scale) {
@@ -40,6 +50,13 @@ void CacheRows::store(int64_t position, const float* row) {
   if (is_grouped_) return store_key(position, row);
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
     uint8_t* out = codes_.data() + (stored(position, head) - codes_.data());
+    if (type_ == DType::Q8_0) {
+      for (int64_t i = 0; i < head_dim_; i += kBlockSize, out += sizeof(BlockQ8_0)) {
+        const BlockQ8_0 block = cached_block(row + i);
+        std::memcpy(out, &block, sizeof block);
+      }
+      continue;
+    }
     if (bits == 0) {
       encode_rows(type_, row, 1, head_dim_, out);
       continue;
@@ -58,7 +75,7 @@ void CacheRows::store_key(int64_t position, const float* row) {
     uint8_t* scales = codes_.data() + (group(position, head) - codes_.data()) + 2 * place;
     uint8_t* codes = scales - 2 * place + 2 * blocks * kKeyGroup + 4 * place;
     for (int64_t b = 0; b < blocks; ++b, row += kBlockSize) {
-      const BlockQ8_0 block = encode_q8_0(row);
+      const BlockQ8_0 block = cached_block(row);
       std::memcpy(scales + 2 * b * kKeyGroup, &block.d, sizeof block.d);
       for (int64_t k = 0; k < kBlockSize; k += 4)
         std::memcpy(codes + (b * kBlockSize + k) * kKeyGroup, block.qs + k, 4);

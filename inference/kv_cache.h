@@ -26,7 +26,8 @@ class CacheRows {
   // Keys in Q8_0, in groups of positions as KeyKernel (inference/kernels.h) wants them.
   static CacheRows in_groups(int64_t heads, int64_t head_dim, int64_t slots);
 
-  void store(int64_t position, const float* row);  // rounds to nearest, ties to even
+  void store(int64_t position,
+             const float* row);  // rounded as the type's encoder does; of blocks, NaN where not finite
   bool is_grouped() const { return is_grouped_; }
   // The group that a position is in; it begins at a multiple of kKeyGroup.
   const uint8_t* group(int64_t position, int64_t head) const;

@@ -125,6 +125,37 @@ TEST_P(EngineTest, TokenByTokenIsTheWholePrompt) {
   }
 }
 
+// As above with smaller caches, and beside a cache of floats. Where a float's last bit falls the other way, so may a
+// code, and these weights amplify: what is not where it belongs is wrong by as much as the largest logit.
+TEST_P(EngineTest, SmallCachesAreNearlyTheFloats) {
+  Engine floats(strong_weights(path_), with_threads(1));
+  const std::vector<int32_t> tokens = random_tokens(40, floats.config().vocab);
+  const std::vector<float> expected = run(floats, tokens);
+  const size_t vocab = static_cast<size_t>(floats.config().vocab);
+  const auto has_blocks = [&] {
+    for (const LayerConfig& layer : floats.config().layers)
+      if (layer.head_dim % 32 != 0) return false;
+    return true;
+  };
+  for (const auto& [type, bound] : {std::pair(DType::F16, 1e-2f), std::pair(DType::Q8_0, 1e-1f)}) {
+    EngineOptions options = with_threads(1);
+    options.cache_type = type;
+    Engine engine(strong_weights(path_), options);
+    if (type == DType::Q8_0 && !has_blocks()) {
+      EXPECT_THROW(KvCache(engine, 40), Error);
+      continue;
+    }
+    KvCache cache(engine, 40);
+    std::vector<float> steps(expected.size());
+    engine.forward({tokens.data(), 7}, cache, 0, steps.data());
+    for (size_t i = 7; i < tokens.size(); ++i)
+      engine.forward({tokens.data() + i, 1}, cache, 0, steps.data() + i * vocab);
+    EXPECT_NE(steps, expected);
+    expect_near(steps, expected, bound);
+    expect_near(run(engine, tokens), steps, bound);
+  }
+}
+
 TEST_P(EngineTest, BatchOfSequencesIsEachAlone) {
   Engine engine(strong_weights(path_), with_threads(2));
   const size_t vocab = static_cast<size_t>(engine.config().vocab), sequences = 5;

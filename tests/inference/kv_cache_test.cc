@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 
@@ -217,6 +218,33 @@ TEST(KeyGroups, AttentionIsThatOverTheFloatsTheyMean) {
         }
       }
   }
+}
+
+// What is not finite is seen by whoever attends to it, and by nobody else.
+TEST(KeyGroups, WhatIsNotFiniteIsNaN) {
+  Random random(36);
+  const int64_t head_dim = 64, length = 40, heads = 3;
+  for (const float bad : {NAN, INFINITY, -INFINITY})
+    for (const bool in_keys : {true, false}) {
+      CacheRows k = CacheRows::in_groups(2, head_dim, length), v(2, head_dim, length, DType::Q8_0);
+      for (int64_t position = 0; position < length; ++position) {
+        std::vector<float> row_k = random.floats(2 * head_dim), row_v = random.floats(2 * head_dim);
+        if (position == 20) (in_keys ? row_k : row_v)[static_cast<size_t>(head_dim + 5)] = bad;  // of the second head
+        k.store(position, row_k.data());
+        v.store(position, row_v.data());
+      }
+      const std::vector<float> q = random.floats(heads * head_dim);
+      for (const Isa isa : built_isas()) {
+        if (!isa_supported(isa)) continue;
+        const auto any_nan = [&](int64_t first, int64_t count) {
+          const std::vector<float> out = attention(isa, k, v, q, heads, first, count);
+          return std::any_of(out.begin(), out.end(), [](float x) { return std::isnan(x); });
+        };
+        EXPECT_TRUE(any_nan(0, 21)) << isa_name(isa);
+        EXPECT_FALSE(any_nan(0, 20)) << isa_name(isa);
+        EXPECT_FALSE(any_nan(21, 19)) << isa_name(isa);
+      }
+    }
 }
 
 // Sliding layers of 8 bits and global ones of 4, as Gemma 4 has them: what a long context costs.
