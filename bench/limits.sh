@@ -11,7 +11,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 number() { sed -n "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/p" "$2"; }
-bench() { "$qat" bench "$model" --tokens "$tokens" --repeat 1 --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>/dev/null; }
+bench() {
+  "$qat" bench "$model" --tokens "$tokens" --repeat 1 --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
+}
 note() { awk -v a="$2" -v b="$3" 'BEGIN { print a / b }' >>"$work/$1.list"; }  # note NAME A B: A / B of this round
 median() { sort -g "$work/$1.list" | awk '{ x[NR] = $1 } END { printf "%.2f", (x[int((NR + 1) / 2)] + x[int((NR + 2) / 2)]) / 2 }'; }
 

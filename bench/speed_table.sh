@@ -19,16 +19,21 @@ llama_bench() {
   if [ -n "${QAT_LLAMA_CPP:-}" ]; then "$QAT_LLAMA_CPP/llama-bench" "$@"
   else OMP_WAIT_POLICY=active "$here/tests/interop/judge" llama-bench "$@"; fi
 }
-llama_speed() { llama_bench -m "$1" -t "$threads" -dev none -ngl 0 -r 1 -o jsonl "${@:2}" 2>/dev/null >"$work/llama" && number avg_ts "$work/llama"; }
+llama_speed() {
+  llama_bench -m "$1" -t "$threads" -dev none -ngl 0 -r 1 -o jsonl "${@:2}" >"$work/llama" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
+  number avg_ts "$work/llama"
+}
 
 printf '| file | prefill %d (tokens/s) | x llama.cpp | decode (tokens/s) | x llama.cpp | of read bandwidth | resident (MB) |\n|---|---|---|---|---|---|---|\n' "$prompt"
 for model in "$@"; do
   rm -f "$work"/*.list
   for round in $(seq "$rounds"); do
-    "$qat" bench "$model" --threads "$threads" --prompt "$prompt" --tokens "$tokens" --context 16 --repeat 1 --json >"$work/qat" 2>/dev/null
+    "$qat" bench "$model" --threads "$threads" --prompt "$prompt" --tokens "$tokens" --context 16 --repeat 1 --json >"$work/qat" 2>"$work/log" ||
+      { tail -n 5 "$work/log" >&2; exit 1; }
     for key in prefill_tokens_per_s decode_tokens_per_s read_bandwidth_share peak_rss_bytes; do number $key "$work/qat" >>"$work/$key.list"; done
     [ -f "$model" ] || continue
-    prefill=$(llama_speed "$(realpath "$model")" -p "$prompt" -n 0) decode=$(llama_speed "$(realpath "$model")" -p 0 -n "$tokens" -d 16)
+    prefill=$(llama_speed "$(realpath "$model")" -p "$prompt" -n 0)
+    decode=$(llama_speed "$(realpath "$model")" -p 0 -n "$tokens" -d 16)
     awk -v a="$(number prefill_tokens_per_s "$work/qat")" -v b="$prefill" 'BEGIN { print a / b }' >>"$work/prefill_ratio.list"
     awk -v a="$(number decode_tokens_per_s "$work/qat")" -v b="$decode" 'BEGIN { print a / b }' >>"$work/decode_ratio.list"
   done

@@ -5,7 +5,7 @@
 namespace qat {
 namespace {
 
-// Codes that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
+// Codes and blocks that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kAhead = 4096;  // bytes
 
@@ -91,7 +91,7 @@ void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& 
   const CodedQueries q = code_queries(isa, a);
   const int64_t bytes = key_group_bytes(a.head_dim), blocks = a.head_dim / kCodeBlock;
   for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < a.position + a.rows; group += kKeyGroup) {
-    const uint8_t* keys = a.k->group(group, a.kv_head);
+    const uint8_t* keys = a.k->stored(group, a.kv_head);
     const uint8_t* ahead = keys + std::max(kAhead, bytes);
     for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
     for (int64_t r = 0; r < a.rows; ++r) {

@@ -26,7 +26,7 @@ struct AttentionHeads {
   int64_t position = 0;  // of the first row; row r sees the last `window` positions up to position + r
   int64_t window = INT64_MAX;
   float scale = 1.0f;
-  float* scores = nullptr;   // scratch: attention_scores() floats
+  float* scores = nullptr;   // scratch: rows * heads * attention_span(position, rows, window) floats
   float* decoded = nullptr;  // scratch [kAttentionBlock, head_dim]
   float* coded = nullptr;    // scratch: coded_floats(rows * heads, head_dim), where the keys are in groups
   float* out = nullptr;      // as q
@@ -35,7 +35,7 @@ struct AttentionHeads {
 inline int64_t attention_span(int64_t position, int64_t rows, int64_t window) {
   return position + rows - (position + 1 > window ? position + 1 - window : 0);
 }
-// Room for queries in 8 bits, with their scales and sums, and for one's that nobody needs.
+// Room for queries in 8 bits, their scales and sums, and the other sums that CodeKernels::encode_blocks makes.
 inline int64_t coded_floats(int64_t queries, int64_t head_dim) {
   return queries * (head_dim / 4 + head_dim / kCodeBlock * 2) + head_dim / kCodeBlock * 3;
 }

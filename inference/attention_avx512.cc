@@ -187,7 +187,7 @@ void score_key_group(CodedQueries& q, const uint8_t* group, int64_t cols, __mmas
   if (b < blocks) add_key_blocks<kHeads, 1>(q, group, cols, b, total);
 #pragma GCC unroll 4
   for (int64_t h = 0; h < kHeads; ++h, out += out_stride)
-    _mm512_mask_compressstoreu_ps(out, kept, multiply(total[h], splat(scale)));
+    store_lanes(out, __builtin_popcount(kept), _mm512_maskz_compress_ps(kept, multiply(total[h], splat(scale))));
   q = {q.codes + kHeads * cols, q.scales + kHeads * blocks, q.sums + kHeads * blocks};
 }
 

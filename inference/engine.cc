@@ -15,8 +15,15 @@ void check_row(const ModelConfig& config, int32_t token, const KvCache& cache, i
     fail("the sequence is longer than its KV cache of ", cache.capacity(), " positions");
 }
 
+Isa isa_of(const EngineOptions& options) { return options.reference ? Isa::scalar : select_isa(); }
+
+DType cache_type_of(const EngineOptions& o) {
+  const bool in_floats = o.float_activations || isa_of(o) == Isa::scalar;
+  return in_floats && o.cache_type == DType::F16 ? DType::F32 : o.cache_type;
+}
+
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
-    : transformer(std::move(weights), options.reference ? Isa::scalar : select_isa(), options), pool(options.threads) {}
+    : transformer(std::move(weights), options), pool(options.threads) {}
 
 Engine::Engine(Weights weights, const EngineOptions& options)
     : impl_(std::make_unique<Impl>(std::move(weights), options)) {}

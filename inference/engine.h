@@ -67,20 +67,21 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 
 struct EngineOptions {
   int threads = 0;         // 0: all processors
-  bool reference = false;  // plain scalar loops over floats: the oracle. Also set by QAT_ISA=scalar
-  // Keys and values stay floats although the model has static grids for them: what transformers computes.
+  bool reference = false;  // plain scalar loops over floats: the oracle; QAT_ISA=scalar has the loops too
+  // The model's static grids for keys and values are not used: all are kept as cache_type, of which F32 is what
+  // transformers computes.
   bool float_cache = false;
-  // What keys and values without a static grid are kept as: F32, F16 (llama.cpp's default) or Q8_0 (its -ctk, -ctv
-  // q8_0). The reference and float_activations keep floats where it is F16.
+  // What keys and values without a static grid are kept as: F32, F16 (llama.cpp's default) or Q8_0 (its -ctk q8_0 -ctv
+  // q8_0, without the rotation by a Hadamard matrix that it does first since 2026). Scalar loops and float_activations
+  // keep floats where it is F16.
   DType cache_type = DType::F32;
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;
 };
 
-inline DType cache_type_of(const EngineOptions& o) {
-  return o.cache_type == DType::F16 && (o.reference || o.float_activations) ? DType::F32 : o.cache_type;
-}
+Isa isa_of(const EngineOptions& options);
+DType cache_type_of(const EngineOptions& options);  // of what has no static grid
 
 // What statistics of activations are made of, before any rounding to a static grid: what enters a linear, what leaves
 // it, and what goes into the KV cache (normed, rotated).

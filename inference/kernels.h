@@ -169,12 +169,13 @@ struct VectorKernels {
 };
 const VectorKernels& vector_kernels(Isa isa);
 
-// Keys or values of consecutive positions, as the cache stores them: floats of 32 or 16 bits, or packed codes.
+// Keys or values of consecutive positions, as the cache stores them: floats of 32 or 16 bits, blocks of Q8_0, or packed
+// codes.
 struct CachedRows {
   const uint8_t* data = nullptr;  // row j at data + j * stride
   int64_t stride = 0;             // bytes
   int64_t count = 0;              // >= 1
-  int64_t cols = 0;               // of all types but F32 a multiple of 8
+  int64_t cols = 0;               // of all types but F32 a multiple of 8, of Q8_0 of 32
 };
 
 // Attention of heads h that share keys or values. Codes are met without their scale, and times `unit`, a power of two;

@@ -35,21 +35,21 @@ CacheRows CacheRows::in_groups(int64_t heads, int64_t head_dim, int64_t slots) {
   return rows;
 }
 
-const uint8_t* CacheRows::group(int64_t position, int64_t head) const {
-  return codes_.data() + static_cast<size_t>(head * slots_ + position % slots_ / kKeyGroup * kKeyGroup) * head_bytes_;
-}
-
-const uint8_t* CacheRows::stored(int64_t position, int64_t head) const {
-  return codes_.data() + static_cast<size_t>(head * slots_ + position % slots_) * head_bytes_;
+size_t CacheRows::offset(int64_t position, int64_t head) const {
+  const int64_t slot = position % slots_, first = is_grouped_ ? slot / kKeyGroup * kKeyGroup : slot;
+  return static_cast<size_t>(head * slots_ + first) * head_bytes_;
 }
 
 void CacheRows::store(int64_t position, const float* row) {
   int8_t codes[256];
   constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
   const int bits = code_bits(type_);
-  if (is_grouped_) return store_key(position, row);
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
-    uint8_t* out = codes_.data() + (stored(position, head) - codes_.data());
+    if (is_grouped_) {
+      store_key(position, head, row);
+      continue;
+    }
+    uint8_t* out = codes_.data() + offset(position, head);
     if (type_ == DType::Q8_0) {
       for (int64_t i = 0; i < head_dim_; i += kBlockSize, out += sizeof(BlockQ8_0)) {
         const BlockQ8_0 block = cached_block(row + i);
@@ -69,29 +69,30 @@ void CacheRows::store(int64_t position, const float* row) {
   }
 }
 
-void CacheRows::store_key(int64_t position, const float* row) {
-  const int64_t place = position % kKeyGroup, blocks = head_dim_ / kBlockSize;
-  for (int64_t head = 0; head < heads_; ++head) {
-    uint8_t* scales = codes_.data() + (group(position, head) - codes_.data()) + 2 * place;
-    uint8_t* codes = scales - 2 * place + 2 * blocks * kKeyGroup + 4 * place;
-    for (int64_t b = 0; b < blocks; ++b, row += kBlockSize) {
-      const BlockQ8_0 block = cached_block(row);
-      std::memcpy(scales + 2 * b * kKeyGroup, &block.d, sizeof block.d);
-      for (int64_t k = 0; k < kBlockSize; k += 4)
-        std::memcpy(codes + (b * kBlockSize + k) * kKeyGroup, block.qs + k, 4);
-    }
+CacheRows::KeyPlace CacheRows::key_place(int64_t position, int64_t head) const {
+  const int64_t place = position % kKeyGroup, scales = head_dim_ / kBlockSize * 2 * kKeyGroup;
+  const size_t group = offset(position, head);
+  return {group + static_cast<size_t>(2 * place), group + static_cast<size_t>(scales + 4 * place)};
+}
+
+void CacheRows::store_key(int64_t position, int64_t head, const float* row) {
+  const KeyPlace place = key_place(position, head);
+  uint8_t *scales = codes_.data() + place.scales, *codes = codes_.data() + place.codes;
+  for (int64_t i = 0; i < head_dim_; i += kBlockSize, scales += 2 * kKeyGroup) {
+    const BlockQ8_0 block = cached_block(row + i);
+    std::memcpy(scales, &block.d, sizeof block.d);
+    for (int64_t k = 0; k < kBlockSize; k += 4, codes += 4 * kKeyGroup) std::memcpy(codes, block.qs + k, 4);
   }
 }
 
 void CacheRows::decode_key(int64_t position, int64_t head, float* out) const {
-  const int64_t place = position % kKeyGroup, blocks = head_dim_ / kBlockSize;
-  const uint8_t* scales = group(position, head) + 2 * place;
-  const uint8_t* codes = scales - 2 * place + 2 * blocks * kKeyGroup + 4 * place;
-  for (int64_t b = 0; b < blocks; ++b, out += kBlockSize) {
+  const KeyPlace place = key_place(position, head);
+  const uint8_t *scales = codes_.data() + place.scales, *codes = codes_.data() + place.codes;
+  for (int64_t i = 0; i < head_dim_; i += kBlockSize, scales += 2 * kKeyGroup) {
     BlockQ8_0 block;
-    std::memcpy(&block.d, scales + 2 * b * kKeyGroup, sizeof block.d);
-    for (int64_t k = 0; k < kBlockSize; k += 4) std::memcpy(block.qs + k, codes + (b * kBlockSize + k) * kKeyGroup, 4);
-    decode_block(block, out);
+    std::memcpy(&block.d, scales, sizeof block.d);
+    for (int64_t k = 0; k < kBlockSize; k += 4, codes += 4 * kKeyGroup) std::memcpy(block.qs + k, codes, 4);
+    decode_block(block, out + i);
   }
 }
 
@@ -124,6 +125,7 @@ KvCache::KvCache(const ModelConfig& config, const std::vector<CacheScales>& grid
     const bool windowed = layer.sliding && config.sliding_window > 0;
     const int64_t slots = windowed ? std::min(capacity, config.sliding_window + kMaxBatchRows - 1) : capacity;
     const CacheScales grid = grids.empty() ? CacheScales() : grids[i];
+    check(layer, grid, type);
     k_[i] = cache_rows(layer, Cached::keys, grid.bits, grid.k, type, slots);
     v_[i] = cache_rows(layer, Cached::values, grid.bits, grid.v, type, slots);
   }
@@ -135,11 +137,16 @@ size_t KvCache::bytes() const {
   return total;
 }
 
+void KvCache::check(const LayerConfig& layer, const CacheScales& grid, DType type) {
+  const int block = dtype_info(type).block_size;
+  const bool on_grids = grid.bits != 0 && grid.k > 0.0f && grid.v > 0.0f;
+  if (!on_grids && layer.head_dim % block != 0)
+    fail("KV cache of ", dtype_name(type), ": heads of ", layer.head_dim, " numbers are not whole blocks of ", block,
+         "; use another type of cache (--kv-cache file)");
+}
+
 CacheRows cache_rows(const LayerConfig& layer, Cached what, int bits, float scale, DType type, int64_t slots) {
   if (bits != 0 && scale > 0.0f) return {layer.kv_heads, layer.head_dim, slots, code_type(bits), scale};
-  if (layer.head_dim % dtype_info(type).block_size != 0)
-    fail("KV cache of ", dtype_name(type), ": heads of ", layer.head_dim, " numbers are not whole blocks of ",
-         dtype_info(type).block_size, "; take float16");
   if (type == DType::Q8_0 && what == Cached::keys) return CacheRows::in_groups(layer.kv_heads, layer.head_dim, slots);
   return {layer.kv_heads, layer.head_dim, slots, type};
 }

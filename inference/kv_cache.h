@@ -26,14 +26,13 @@ class CacheRows {
   // Keys in Q8_0, in groups of positions as KeyKernel (inference/kernels.h) wants them.
   static CacheRows in_groups(int64_t heads, int64_t head_dim, int64_t slots);
 
-  void store(int64_t position,
-             const float* row);  // rounded as the type's encoder does; of blocks, NaN where not finite
+  // Rounds as the type's encoder does; a block of Q8_0 with something in it that is not finite becomes NaN.
+  void store(int64_t position, const float* row);
   bool is_grouped() const { return is_grouped_; }
-  // The group that a position is in; it begins at a multiple of kKeyGroup.
-  const uint8_t* group(int64_t position, int64_t head) const;
-  // Not of groups: what is stored of a position, head_dim numbers of type() times scale(). The next position's is
-  // stride() bytes further on, for run(position) positions.
-  const uint8_t* stored(int64_t position, int64_t head) const;
+  // What is stored of a position, head_dim numbers of type() times scale(); the next position's is stride() bytes
+  // further on, for run(position) positions. Keys in groups: the group that the position is in, which begins at a
+  // multiple of kKeyGroup.
+  const uint8_t* stored(int64_t position, int64_t head) const { return codes_.data() + offset(position, head); }
   DType type() const { return type_; }
   float scale() const { return scale_; }  // 1 but of codes
   int64_t stride() const { return static_cast<int64_t>(head_bytes_); }
@@ -43,7 +42,12 @@ class CacheRows {
   size_t bytes() const { return codes_.size(); }
 
  private:
-  void store_key(int64_t position, const float* row);
+  struct KeyPlace {  // where in codes_ its first scale and its first four codes are
+    size_t scales, codes;
+  };
+  KeyPlace key_place(int64_t position, int64_t head) const;
+  size_t offset(int64_t position, int64_t head) const;
+  void store_key(int64_t position, int64_t head, const float* row);
   void decode_key(int64_t position, int64_t head, float* out) const;
 
   int64_t heads_ = 0, head_dim_ = 0, slots_ = 0;
@@ -64,6 +68,9 @@ class KvCache {
   // grids: per layer, or none. `type` is what there is of keys or values without a grid: F32, F16 or Q8_0. Throws
   // Error: Q8_0, and a head is not whole blocks.
   KvCache(const ModelConfig& config, const std::vector<CacheScales>& grids, int64_t capacity, DType type = DType::F32);
+
+  // Throws Error where a layer cannot be kept so, as the constructors do.
+  static void check(const LayerConfig& layer, const CacheScales& grid, DType type);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }

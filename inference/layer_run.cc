@@ -12,8 +12,7 @@ constexpr int64_t kHeadRows = 64;  // whose logits are in memory at a time
 }  // namespace
 
 LayerRun::LayerRun(Weights weights, const EngineOptions& options, const std::vector<std::vector<int32_t>>& sequences)
-    : transformer_(std::move(weights), options.reference ? Isa::scalar : select_isa(), options),
-      pool_(options.threads) {
+    : transformer_(std::move(weights), options), pool_(options.threads) {
   caches_.reserve(sequences.size());  // rows point at them
   // A layer writes a whole sequence before a later one reads it: no position may overwrite another.
   ModelConfig without_window = config();

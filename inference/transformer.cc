@@ -23,18 +23,20 @@ float* grown(HugeVector<float>& buffer, int64_t floats) {
 
 }  // namespace
 
-Transformer::Transformer(Weights weights, Isa isa, const EngineOptions& options)
+Transformer::Transformer(Weights weights, const EngineOptions& options)
     : weights_(std::move(weights)),
-      isa_(isa),
+      isa_(isa_of(options)),
       round_activations_(!options.float_activations),
-      cache_type_(isa == Isa::scalar && options.cache_type == DType::F16 ? DType::F32 : cache_type_of(options)) {
+      cache_type_(cache_type_of(options)) {
   const ModelConfig& c = weights_.config;
   for (const LayerWeights& layer : weights_.layers)
     cache_grids_.push_back(options.float_cache ? CacheScales() : layer.cache);
   for (size_t i = 0; i < c.layers.size(); ++i) {
     std::vector<float>& frequencies = frequencies_[c.layers[i].sliding];
     if (frequencies.empty()) frequencies = rope_frequencies(c, c.layers[i]);
-    if (c.layers[i].kv_source == static_cast<int64_t>(i)) last_kv_layer_ = i;
+    if (c.layers[i].kv_source != static_cast<int64_t>(i)) continue;
+    last_kv_layer_ = i;
+    KvCache::check(c.layers[i], cache_grids_[i], cache_type_);
   }
   const std::vector<TensorInfo> table = tensor_table(c);
   const auto linear = [&](Role role, int layer) {

@@ -40,7 +40,7 @@ struct Workspace {
 
 class Transformer {
  public:
-  Transformer(Weights weights, Isa isa, const EngineOptions& options);
+  Transformer(Weights weights, const EngineOptions& options);
   const ModelConfig& config() const { return weights_.config; }
   Isa isa() const { return isa_; }
   const std::vector<CacheScales>& cache_grids() const { return cache_grids_; }  // per layer

@@ -6,7 +6,7 @@
 # VARIANTS: a line for each, "NAME KEY=VALUE KEY=VALUE ..."; # begins a comment. Data are the float model's own text (teacher=no: not) and
 # TRAIN_TEXT, copies=N times. SEEDS (default 1), JOBS runs at a time (2), THREADS of each (1), DEVICE (cpu), EVAL_BYTES of the text (200000).
 set -euo pipefail
-[ $# = 7 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
+[ $# = 7 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 export model=$1 recipe=$2 eval_text=$3 context=$4 train_text=$5 out=$6
 variants=$7
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -3,9 +3,10 @@
 # rounding, and after training to either, measured by the engine on the exported files.
 # usage: recipes/dynamic_evidence.sh MODEL_DIR EVAL_TEXT CONTEXT TRAIN_TEXT OUT_DIR
 #   e.g. recipes/dynamic_evidence.sh gemma4-micro prose_eval.txt 512 prose_train.txt runs/gemma4-micro-dynamic
-# EVAL_BYTES (default 200000): so much of the text is evaluated. BUDGET=4.5: that many bits per weight of the quantized matrices, beside a plan
-# q4_0 with embedding and output in Q4_0 too (--pure). RECIPE=FILE: trains to both plans too, with SEEDS (1), the recipe changed by SET ("steps=200
-# batch=8"), JOBS runs at a time (2), a thread each. With JUDGE=1 llama-perplexity measures the pair of llama.cpp's rule too (tests/interop/setup.sh).
+# EVAL_BYTES (default 200000): so much of the text is evaluated. BUDGET=4.5: that many bits per weight of the quantized matrices, beside a
+# plan q4_0 with embedding and output in Q4_0 too (--pure). RECIPE=FILE: trains to both plans too, with SEEDS (1), JOBS runs at a time (2), a
+# thread each, the recipe changed by SET (SET="steps=200 batch=8"); runs that are there are not made again.
+# With JUDGE=1 llama-perplexity measures the pair of llama.cpp's rule too (tests/interop/setup.sh).
 set -euo pipefail
 [ $# = 5 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
 export model=$1 eval_text=$2 context=$3 train_text=$4 out=$5
@@ -16,6 +17,9 @@ export qat=${QAT_BUILD:-$here/build}/qat
 judge=$here/tests/interop/judge
 mkdir -p "$out"
 head -c "${EVAL_BYTES:-200000}" "$eval_text" >"$out/eval.txt"
+settings="budget $budget, recipe ${RECIPE:-none} ${SET:-}, ${EVAL_BYTES:-200000} bytes"
+[ ! -s "$out/settings" ] || [ "$settings" = "$(cat "$out/settings")" ] || { echo "$out holds another table ($(cat "$out/settings")): name another directory" >&2; exit 1; }
+echo "$settings" >"$out/settings"
 
 # value KEY FILE: a number of the JSON that `qat eval` wrote.
 value() { sed -n "s/^ *\"$1\": *\\([-+0-9.eE]*\\),\\{0,1\\}\$/\\1/p" "$2"; }
@@ -74,7 +78,7 @@ cd "$out"
 "$judge" llama-perplexity -m "$PWD/float.gguf" -f "$PWD/eval.txt" -c "$context" --kl-divergence-base "$PWD/base.kld" >float.log 2>&1
 for name in q4_0-llama.cpp dyna-llama.cpp; do
   "$judge" llama-perplexity -m "$PWD/$name.gguf" -f "$PWD/eval.txt" -c "$context" --kl-divergence-base "$PWD/base.kld" --kl-divergence >$name.log 2>&1
-  printf '%-20s %12d %12s %12s %10s\n' "$name" "$(stat -c %s $name.gguf)" "$(sed -n 's/^Mean PPL(Q) *: *\([0-9.]*\).*/\1/p' $name.log)" \
+  printf '%-20s %12d %22s %22s %18s\n' "$name" "$(stat -c %s $name.gguf)" "$(sed -n 's/^Mean PPL(Q) *: *\([0-9.]*\).*/\1/p' $name.log)" \
     "$(sed -n 's/^Mean *KLD: *\([-0-9.]*\).*/\1/p' $name.log)" "$(sed -n 's/^Same top p: *\([0-9.]*\).*/\1/p' $name.log)"
 done | tee judged.txt
 rm -f base.kld

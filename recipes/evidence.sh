@@ -7,7 +7,7 @@
 # there already is not made again. Needs the reference programs: tests/interop/setup.sh. The table, the commands and the recipe as resolved
 # are in OUT_DIR/results.md; recipes/results/ keeps those that the README quotes.
 set -euo pipefail
-[ $# -ge 6 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
+[ $# -ge 6 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 called="recipes/evidence.sh $(for word in "$@"; do basename "$word"; done | tr '\n' ' ')"
 model=$1 recipe=$2 context=$3 train_text=$4 out=$5
 shift 5

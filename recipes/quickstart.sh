@@ -26,32 +26,32 @@ head -c 131072 "$dir/eval.txt" >"$dir/eval.part" && mv "$dir/eval.part" "$dir/ev
 wc -c "$dir"/train.txt "$dir"/eval.txt | sed 's/^/   /' >&2
 
 step "3/8 Float training of a new model (byte tokenizer)"
-$qat init --shape gemma4-tiny --seed 1 --out "$dir/init"
-$qat train recipes/quickstart-float.toml --model "$dir/init" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/float"
+"$qat" init --shape gemma4-tiny --seed 1 --out "$dir/init"
+"$qat" train recipes/quickstart-float.toml --model "$dir/init" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/float"
 
 step "4/8 Q4_0 without training (PTQ, the rule of llama-quantize)"
-$qat quantize "$dir/float/hf" --plan q4_0 --out "$dir/ptq"
+"$qat" quantize "$dir/float/hf" --plan q4_0 --out "$dir/ptq"
 
 step "5/8 Q4_0 with training (QAT, the float model as teacher)"
-$qat train recipes/quickstart-qat.toml --model "$dir/float/hf" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/qat"
+"$qat" train recipes/quickstart-qat.toml --model "$dir/float/hf" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/qat"
 
 step "6/8 The mobile schema: 2 and 4-bit weights, 8-bit activations, quantized KV cache; without training and with it"
-$qat quantize "$dir/float/hf" --plan mobile --calibrate "$dir/train.txt" --out "$dir/mobile-ptq"
-$qat train recipes/quickstart-mobile.toml --model "$dir/float/hf" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/mobile-run"
+"$qat" quantize "$dir/float/hf" --plan mobile --calibrate "$dir/train.txt" --out "$dir/mobile-ptq"
+"$qat" train recipes/quickstart-mobile.toml --model "$dir/float/hf" --data "$dir/train.txt" --set eval_text="$dir/eval.txt" --out "$dir/mobile-run"
 
 step "7/8 Export and evaluation of the files"
-$qat export "$dir/float/hf" --format gguf --type f32 --out "$dir/float.gguf"
-$qat export "$dir/ptq" --format gguf --out "$dir/ptq.gguf"
-$qat export "$dir/qat/quantized" --format gguf --out "$dir/qat.gguf"
-$qat export "$dir/mobile-run/quantized" --format mobile --out "$dir/mobile-qat"
-$qat export "$dir/mobile-run/quantized" --format gguf --out "$dir/mobile-qat.gguf"
+"$qat" export "$dir/float/hf" --format gguf --type f32 --out "$dir/float.gguf"
+"$qat" export "$dir/ptq" --format gguf --out "$dir/ptq.gguf"
+"$qat" export "$dir/qat/quantized" --format gguf --out "$dir/qat.gguf"
+"$qat" export "$dir/mobile-run/quantized" --format mobile --out "$dir/mobile-qat"
+"$qat" export "$dir/mobile-run/quantized" --format gguf --out "$dir/mobile-qat.gguf"
 files=(float.gguf ptq.gguf qat.gguf mobile-ptq mobile-qat)
 for name in "${files[@]}"; do
-  $qat eval "$dir/$name" --text "$dir/eval.txt" --context 256 --base "$dir/float.gguf" --json >"$dir/$name.json"
+  "$qat" eval "$dir/$name" --text "$dir/eval.txt" --context 256 --base "$dir/float.gguf" --json >"$dir/$name.json"
 done
 
 step "8/8 A few lines from the QAT file"
-$qat generate "$dir/qat.gguf" --prompt "template<typename Scalar>
+"$qat" generate "$dir/qat.gguf" --prompt "template<typename Scalar>
 class " --tokens 200 --temperature 0.5 --seed 3
 
 # value KEY FILE: a number of the JSON that `qat eval` wrote.

@@ -87,7 +87,8 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
   command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
   options.cache_type = DType::F16;
   command.add_flag("--exact", options.float_activations,
-                   "Floats everywhere; else activations that meet quantized weights are rounded to 8 bits, 32 to a "
+                   "Floats everywhere (but in --kv-cache q8_0); else activations that meet quantized weights are "
+                   "rounded to 8 bits, 32 to a "
                    "scale, and K and V are float16, as in llama.cpp");
   command
       .add_option_function<std::string>(
@@ -96,8 +97,10 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
             options.float_cache = kind == "float";
             options.cache_type = kind == "float" ? DType::F32 : kind == "q8_0" ? DType::Q8_0 : DType::F16;
           },
-          "K and V as the model's file says (of a mobile directory: on its static grids; of others: float16); q8_0: "
-          "those that it says nothing of in 8 bits, as llama.cpp's -ctk q8_0 -ctv q8_0; float: all in 32")
+          "K and V. file: as the model's file says (a mobile directory's static grids; else float16); q8_0: what has "
+          "no "
+          "static grid in 8 bits, as llama.cpp's -ctk q8_0 -ctv q8_0 without its Hadamard rotation "
+          "(LLAMA_ATTN_ROT_DISABLE=1); float: all in 32 bits")
       ->check(one_of({"file", "q8_0", "float"}))
       ->type_name("KIND")
       ->default_str("file");
