@@ -88,8 +88,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
   options.cache_type = DType::F16;
   command.add_flag("--exact", options.float_activations,
                    "Floats everywhere (but in --kv-cache q8_0); else activations that meet quantized weights are "
-                   "rounded to 8 bits, 32 to a "
-                   "scale, and K and V are float16, as in llama.cpp");
+                   "rounded to 8 bits, 32 to a scale, and K and V are float16, as in llama.cpp");
   command
       .add_option_function<std::string>(
           "--kv-cache",
@@ -98,8 +97,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
             options.cache_type = kind == "float" ? DType::F32 : kind == "q8_0" ? DType::Q8_0 : DType::F16;
           },
           "K and V. file: as the model's file says (a mobile directory's static grids; else float16); q8_0: what has "
-          "no "
-          "static grid in 8 bits, as llama.cpp's -ctk q8_0 -ctv q8_0 without its Hadamard rotation "
+          "no static grid in 8 bits, as llama.cpp's -ctk q8_0 -ctv q8_0 without its Hadamard rotation "
           "(LLAMA_ATTN_ROT_DISABLE=1); float: all in 32 bits")
       ->check(one_of({"file", "q8_0", "float"}))
       ->type_name("KIND")
