@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 
 number() { sed -n "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/p" "$2"; }
 bench() {
-  "$qat" bench "$model" --tokens "$tokens" --repeat 1 --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
+  "$qat" bench "$model" --tokens "$tokens" --repeat "${repeat:-1}" --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
 }
 note() { awk -v a="$2" -v b="$3" 'BEGIN { print a / b }' >>"$work/$1.list"; }  # note NAME A B: A / B of this round
 median() { sort -g "$work/$1.list" | awk '{ x[NR] = $1 } END { printf "%.2f", (x[int((NR + 1) / 2)] + x[int((NR + 2) / 2)]) / 2 }'; }
@@ -26,8 +26,8 @@ for model in "$@"; do
     bench near --threads "$threads" --prompt 64 --context 64  # on both sides of the long one: memory's speed drifts
     note context "$(number decode_tokens_per_s "$work/far")" \
       "$(awk -v a="$(number decode_tokens_per_s "$work/before")" -v b="$(number decode_tokens_per_s "$work/near")" 'BEGIN { print (a + b) / 2 }')"
-    bench one --threads 1 --prompt 128 --context 64
-    bench two --threads 2 --prompt 128 --context 64
+    repeat=5 bench one --threads 1 --prompt 128 --context 64
+    repeat=5 bench two --threads 2 --prompt 128 --context 64
     for what in prefill decode; do note "$what" "$(number ${what}_tokens_per_s "$work/two")" "$(number ${what}_tokens_per_s "$work/one")"; done
     began=$(date +%s%N)
     "$qat" generate "$model" --prompt "Once" --tokens 1 --threads "$threads" >/dev/null 2>&1

@@ -29,6 +29,7 @@ class FloatCheckpoint {
   const std::vector<std::string>& notices() const { return notices_; }  // towers dropped, unknown tensors ignored
   const TensorView& tensor(const TensorInfo& info) const;
   DType dtype(const TensorInfo& info) const { return tensor(info).dtype; }
+  const MappedFile* file_of(const uint8_t* bytes) const { return file_->file_of(bytes); }
   // Rows [row, row + count) as float32 (1-D tensors: one row). count < 0: to the end.
   void read_rows(const TensorInfo& info, int64_t row, int64_t count, float* out) const;
   std::vector<float> read(const TensorInfo& info) const;

@@ -86,13 +86,6 @@ void advise_huge_pages(const void* data, size_t size) {
 #endif
 }
 
-void advise_single_rows(const void* data, size_t size) {
-  advise(data, size, MADV_RANDOM);
-#if defined(MADV_NOHUGEPAGE)
-  advise(data, size, MADV_NOHUGEPAGE);
-#endif
-}
-
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer before we can refuse it.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -104,9 +97,12 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   }
   size_ = static_cast<size_t>(info.st_size);
   void* data = size_ == 0 ? nullptr : mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-  const int error = errno;
-  close(fd);
-  if (data == MAP_FAILED) fail(path, ": cannot map ", size_, " bytes: ", std::strerror(error));
+  if (data == MAP_FAILED) {
+    const int error = errno;
+    close(fd);
+    fail(path, ": cannot map ", size_, " bytes: ", std::strerror(error));
+  }
+  descriptor_ = fd;
   data_ = static_cast<const uint8_t*>(data);
 }
 
@@ -114,6 +110,7 @@ MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); 
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -121,6 +118,24 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+bool MappedFile::holds(const uint8_t* part, size_t size) const {
+  const auto begin = reinterpret_cast<uintptr_t>(data_), at = reinterpret_cast<uintptr_t>(part);
+  return at >= begin && at - begin <= size_ && size <= size_ - (at - begin);
+}
+
+void MappedFile::read(const uint8_t* part, size_t size, uint8_t* out) const {
+  QAT_CHECK(holds(part, size));
+  const auto begin = static_cast<size_t>(part - data_);
+  for (size_t done = 0; done < size;) {
+    const ssize_t n = pread(descriptor_, out + done, size - done, static_cast<off_t>(begin + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(path_, ": cannot read ", size, " bytes at ", begin, ": ", std::strerror(errno));
+    if (n == 0) fail(path_, ": ends at ", begin + done, " bytes, had ", size_, " when it was opened");
+    done += static_cast<size_t>(n);
+  }
 }
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_(temporary_name(path)) {

@@ -33,6 +33,7 @@ class GgufFile {
   explicit GgufFile(const std::string& path);  // throws Error
 
   const std::string& path() const { return file_.path(); }
+  const MappedFile& file() const { return file_; }
   const GgufMetadata& metadata() const { return metadata_; }
   const GgufValue* find(const std::string& key) const;  // nullptr when absent
 

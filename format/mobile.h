@@ -82,6 +82,7 @@ class MobileCheckpoint {
   const std::vector<std::string>& notices() const { return notices_; }
   const MobileQuantization& quantization() const { return quantization_; }
   const MobileTensor& tensor(const TensorInfo& info) const;
+  const MappedFile* file_of(const uint8_t* bytes) const { return file_->file_of(bytes); }
   std::vector<float> read(const TensorInfo& info) const;  // of float types
   CacheScales cache_scales(int layer) const { return cache_scales_[static_cast<size_t>(layer)]; }
 

@@ -253,6 +253,12 @@ const TensorView& Safetensors::at(const std::string& name) const {
   return *view;
 }
 
+const MappedFile* Safetensors::file_of(const uint8_t* bytes) const {
+  for (const MappedFile& file : files_)
+    if (file.holds(bytes, 1)) return &file;
+  return nullptr;
+}
+
 void to_floats(const TensorView& tensor, int64_t offset, int64_t count, float* out, const std::string& file) {
   QAT_CHECK(offset >= 0 && count >= 0 && offset <= tensor.count() && count <= tensor.count() - offset);
   const uint8_t* data = tensor.bytes.data();

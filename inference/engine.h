@@ -27,11 +27,11 @@ struct Matrix {
   int64_t scales_per_row = 1;
   // Static 8-bit grids (format/channel_grid.h) that a product's input and output are rounded to; 0: not rounded.
   float input_scale = 0.0f, output_scale = 0.0f;
-  // Of a table of which a pass reads single rows: `data` and `scales`, if those lie in a mapped file. Their pages may
-  // then be let go of (release_pages), which would empty any other memory: whoever gives the matrix other data need not
+  // Of a table of which a pass reads single rows: the files that `data` and `scales` were mapped from, if they were.
+  // Rows that still lie there are read, not looked at (MappedFile::read): whoever gives the matrix other data need not
   // know of this.
-  const uint8_t* mapped_rows = nullptr;
-  const uint8_t* mapped_scales = nullptr;
+  const MappedFile* file = nullptr;
+  const MappedFile* scale_file = nullptr;
   explicit operator bool() const { return data != nullptr; }
   size_t data_bytes() const { return static_cast<size_t>(rows) * row_bytes(dtype, cols); }
   size_t scale_bytes() const { return static_cast<size_t>(rows * scales_per_row) * sizeof(float); }

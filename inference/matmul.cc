@@ -41,6 +41,30 @@ void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t co
   }
 }
 
+size_t table_row_bytes(const Matrix& table) {
+  const size_t scales = table.scales == nullptr ? 0 : static_cast<size_t>(table.scales_per_row) * sizeof(float);
+  return row_bytes(table.dtype, table.cols) + scales;
+}
+
+void read_table_row(Isa isa, const Matrix& table, int64_t row, uint8_t* room, float* out) {
+  if (table.file == nullptr && table.scale_file == nullptr) return decode_row(isa, table, row, 0, table.cols, out);
+  const auto fetch = [row](const MappedFile* file, const uint8_t* rows, size_t bytes, uint8_t* to) {
+    const uint8_t* from = rows + static_cast<size_t>(row) * bytes;
+    if (file != nullptr && file->holds(from, bytes)) file->read(from, bytes, to);
+    else std::memcpy(to, from, bytes);
+  };
+  Matrix alone = table;
+  alone.rows = 1;
+  alone.data = room;
+  const size_t bytes = row_bytes(table.dtype, table.cols);
+  fetch(table.file, table.data, bytes, room);
+  if (table.scales != nullptr) {
+    alone.scales = room + bytes;
+    fetch(table.scale_file, table.scales, table_row_bytes(table) - bytes, room + bytes);
+  }
+  decode_row(isa, alone, 0, 0, table.cols, out);
+}
+
 void MatmulInput::reserve_scratch(int workers, int64_t floats) {
   scratch_stride_ = std::max(scratch_stride_, static_cast<size_t>(round_up(floats, 16)));
   if (scratch_.size() < scratch_stride_ * static_cast<size_t>(workers))
@@ -130,15 +154,10 @@ void MatmulInput::multiply_by_panel(Isa isa, ThreadPool& pool, const Matrix& w, 
   });
 }
 
-namespace {
-
-// By kernels that take activations in 8 bits.
 bool meets_codes(const Arithmetic& how, const Matrix& w) {
   return find_panel_kernel(how.isa) != nullptr &&
          (w.input_scale != 0.0f || (how.round_activations && find_block_kernel(w.dtype, how.isa) != nullptr));
 }
-
-}  // namespace
 
 // The products are one, or alike (see below).
 void MatmulInput::multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products) {

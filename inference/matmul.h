@@ -28,6 +28,20 @@ struct Product {
   float* y = nullptr;
 };
 
+// y [rows of the input, gate->rows] = activate(gate, up), elementwise: products with two matrices alike in shape, each
+// rounded to its output_scale if it has one.
+struct GatedProduct {
+  const Matrix* gate = nullptr;
+  const Matrix* up = nullptr;
+  void (*activate)(float* gate, const float* up, int64_t n) = nullptr;  // leaves the result in gate
+  float* y = nullptr;
+};
+
+struct CodeBlock;  // some rows of a matrix
+
+// Whether w is met by kernels that take activations in 8 bits.
+bool meets_codes(const Arithmetic& how, const Matrix& w);
+
 // Rows of activations on their way into one or more matrices: brought into the forms that products want once, used as
 // often as they are needed (q, k and v share an input). Keeps its memory from use to use.
 class MatmulInput {
@@ -40,6 +54,7 @@ class MatmulInput {
 
  private:
   friend void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, Span<const Product> products);
+  friend bool matmul_gated(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const GatedProduct& product);
   // Forms. Each returns at once when it is there already.
   void pack(Isa isa, ThreadPool& pool);
   void round(ThreadPool& pool, float scale);
@@ -54,10 +69,16 @@ class MatmulInput {
   void multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, Span<const Product> products);
   void multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
   void multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y);
-  void store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const Matrix& w, int64_t first,
-                   int64_t outputs, const float* row_scales, float* y) const;
-  void multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs, int64_t next,
-                           float* room, float* y) const;
+  void multiply_gated_panels(const CodePanelKernel& kernel, ThreadPool& pool, const GatedProduct& product);
+  void store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const CodeBlock& block, float* y,
+                   int64_t y_stride) const;
+  int64_t code_room(const CodePanelKernel& kernel) const;
+  template <class Before, class After>
+  void multiply_code_block(const CodePanelKernel& kernel, const CodeBlock& block, const CodeBlock& next, float* sums,
+                           float* room, const Before& before, const After& after) const;
+  template <class Multiply>
+  void for_code_blocks(ThreadPool& pool, const Matrix& w, int64_t products, const Multiply& multiply) const;
+  bool can_join_gate(const Arithmetic& how, const GatedProduct& product) const;
   void multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products);
   void multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products);
   float* scratch(int worker) { return scratch_.data() + static_cast<size_t>(worker) * scratch_stride_; }
@@ -88,6 +109,10 @@ class MatmulInput {
 
 // Elements [first, first + count) of a row, as floats: bit for bit what decode_rows says, or code * scale.
 void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t count, float* out);
+// A whole row of a table of which single rows are used: read from its file if it lies in one, through `room` of
+// table_row_bytes(). Throws Error as MappedFile::read.
+size_t table_row_bytes(const Matrix& table);
+void read_table_row(Isa isa, const Matrix& table, int64_t row, uint8_t* room, float* out);
 
 // y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. Where w has an input_scale, x is
 // first rounded to that grid, and products of codes are added as integers (the reference: as the floats they mean);
@@ -100,5 +125,9 @@ inline void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, 
   const Product product = {&w, y};
   matmul(how, pool, input, {&product, 1});
 }
+
+// The same as two products, a rounding of each and activate(), without the memory for both; false, and nothing, where
+// that takes separate loops anyway: a lone row, matrices of two types, the reference.
+bool matmul_gated(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const GatedProduct& product);
 
 }  // namespace qat

@@ -10,6 +10,12 @@
 #include "inference/pieces.h"
 
 namespace qat {
+
+struct CodeBlock {
+  const Matrix* w;
+  int64_t first, outputs;  // rows [first, first + outputs)
+};
+
 namespace {
 
 constexpr int64_t kCodesPerFloat = 8;      // products of codes in the time of one of floats
@@ -198,14 +204,15 @@ void MatmulInput::multiply_codes(const ChannelKernel& kernel, ThreadPool& pool, 
 
 namespace {
 
-// Asks for what part `part` of `parts` of the rows [first, first + outputs) has of columns [k, k + kCodeDepth): while
-// one block of weights meets the panels, memory brings the next, of which each row is too short a run for the hardware
-// to see it coming.
-void prefetch_block(const Matrix& w, int64_t first, int64_t outputs, int64_t k, int64_t part, int64_t parts) {
+// Asks for what part `part` of `parts` of the rows of a block has of columns [k, k + kCodeDepth): while one block of
+// weights meets the panels, memory brings the next, of which each row is too short a run for the hardware to see it
+// coming.
+void prefetch_block(const CodeBlock& block, int64_t k, int64_t part, int64_t parts) {
+  const Matrix& w = *block.w;
   const auto stride = static_cast<int64_t>(row_bytes(w.dtype, w.cols));
   const auto bytes = static_cast<int64_t>(row_bytes(w.dtype, std::min(kCodeDepth, w.cols - k)));
-  const int64_t begin = std::min(first + outputs * part / parts, w.rows);
-  const int64_t end = std::min(first + outputs * (part + 1) / parts, w.rows);
+  const int64_t begin = std::min(block.first + block.outputs * part / parts, w.rows);
+  const int64_t end = std::min(block.first + block.outputs * (part + 1) / parts, w.rows);
   const uint8_t* from = w.data + begin * stride + static_cast<int64_t>(row_bytes(w.dtype, k));
   for (int64_t row = begin; row < end; ++row, from += stride)
     for (int64_t byte = 0; byte < bytes + 63; byte += 64) __builtin_prefetch(from + std::min(byte, bytes - 1), 0, 2);
@@ -219,36 +226,39 @@ void prefetch_results(const float* y, int64_t rows, int64_t outputs, int64_t str
 
 }  // namespace
 
-// What a panel's sums of outputs [first, first + outputs) come to, in rows of y from r on. `row_scales`: of the
-// outputs, where sums are integers.
-void MatmulInput::store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const Matrix& w,
-                              int64_t first, int64_t outputs, const float* row_scales, float* y) const {
+// What a panel's sums with rows of weights come to, in rows of y, y_stride apart, from the panel's first row, r, on.
+void MatmulInput::store_panel(const CodePanelKernel& kernel, const float* sums, int64_t r, const CodeBlock& block,
+                              float* y, int64_t y_stride) const {
   const CodeKernels& kernels = *find_code_kernels(kernel.isa);
   const int64_t width = std::min(kernel.panel_rows, round_up(rows_, kLanes) - r), rows = std::min(width, rows_ - r);
-  float* to = y + r * w.rows + first;
-  if (kernel.group != 0) return kernels.store_floats(sums, width, rows, outputs, to, w.rows);
-  kernels.store_sums(reinterpret_cast<const int32_t*>(sums), width, rows, outputs, kernel.offset, code_sums_.data() + r,
-                     code_scales_.data() + r, row_scales, to, w.rows);
+  if (kernel.group != 0) return kernels.store_floats(sums, width, rows, block.outputs, y, y_stride);
+  float row_scales[kCodeOutputs];
+  for (int64_t i = 0; i < block.outputs; ++i) row_scales[i] = scale_of(*block.w, block.first + i);
+  kernels.store_sums(reinterpret_cast<const int32_t*>(sums), width, rows, block.outputs, kernel.offset,
+                     code_sums_.data() + r, code_scales_.data() + r, row_scales, y, y_stride);
 }
 
-// Rows [first, first + outputs) of the weights with all rows. `next`: the first row of the next such call, likely.
-// `room`: see multiply_code_panels.
-void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matrix& w, int64_t first, int64_t outputs,
-                                      int64_t next, float* room, float* y) const {
+int64_t MatmulInput::code_room(const CodePanelKernel& kernel) const {
+  return kCodeOutputs * (kGroupsPerRow + kernel.planes * kCodeDepth / 4);
+}
+
+// Some rows of weights with all rows of activations: sums [panel][output][width], floats or int32. `next`: the block
+// that this thread likely takes next. room: code_room(). before(r) and after(r): just before the sums of the panel
+// whose first row is r are whole, and then.
+template <class Before, class After>
+void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const CodeBlock& block, const CodeBlock& next,
+                                      float* sums, float* room, const Before& before, const After& after) const {
+  const Matrix& w = *block.w;
   const int64_t height = round_up(rows_, kLanes), blocks = w.cols / kCodeBlock;
   const int64_t panels = (rows_ + kernel.panel_rows - 1) / kernel.panel_rows;
   const size_t stride = row_bytes(w.dtype, w.cols);
-  float* sums = room;  // [panel][output][width], floats or int32
-  float* scales = sums + kCodeOutputs * height;
+  float* scales = room;
   auto* codes = reinterpret_cast<uint8_t*>(scales + kCodeOutputs * kGroupsPerRow);
-  const bool are_far = rows_ * w.rows > kNearResults;
-  float row_scales[kCodeOutputs];
-  for (int64_t i = 0; i < outputs && kernel.group == 0; ++i) row_scales[i] = scale_of(w, first + i);
   for (int64_t k = 0; k < w.cols; k += kCodeDepth) {
     const int64_t depth = std::min(kCodeDepth, w.cols - k);
     const bool is_last = k + depth == w.cols;
-    const uint8_t* row = row_of(w, first) + row_bytes(w.dtype, k);
-    for (int64_t i = 0; i < outputs; ++i, row += stride)
+    const uint8_t* row = row_of(w, block.first) + row_bytes(w.dtype, k);
+    for (int64_t i = 0; i < block.outputs; ++i, row += stride)
       kernel.unpack(row, depth, codes + i * kernel.planes * kCodeDepth, scales + i * kGroupsPerRow);
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t r = p * kernel.panel_rows, width = std::min(kernel.panel_rows, height - r);
@@ -257,20 +267,19 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const Matri
                                panel_sums_.data() + 2 * r * blocks + k / 16 * width};
       float* panel_sums = sums + r * kCodeOutputs;
       if (k == 0) std::fill_n(panel_sums, kCodeOutputs * width, 0.0f);
-      if (is_last && are_far) prefetch_results(y + r * w.rows + first, std::min(width, rows_ - r), outputs, w.rows);
-      prefetch_block(w, is_last ? next : first, outputs, is_last ? 0 : k + depth, p, panels);
-      kernel.multiply(panel, depth, codes, scales, outputs, panel_sums, width);
-      if (is_last) store_panel(kernel, panel_sums, r, w, first, outputs, row_scales, y);
+      if (is_last) before(r);
+      prefetch_block(is_last ? next : block, is_last ? 0 : k + depth, p, panels);
+      kernel.multiply(panel, depth, codes, scales, block.outputs, panel_sums, width);
+      if (is_last) after(r);
     }
   }
 }
 
-// Some rows of weights are unpacked, kCodeDepth columns at a time (second level of the cache), and meet every panel of
-// activations (first level).
-void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
-  reserve_scratch(pool.size(),
-                  kCodeOutputs * (round_up(rows_, kLanes) + kGroupsPerRow + kernel.planes * kCodeDepth / 4));
-  const int64_t wanted = piece_of(w.rows, rows_ * w.cols / kCodesPerFloat, 8, pool.size());
+// multiply(block, next, worker) for the rows of w, some at a time, over the threads. Some rows of weights are unpacked,
+// kCodeDepth columns at a time (second level of the cache), and meet every panel of activations (first level).
+template <class Multiply>
+void MatmulInput::for_code_blocks(ThreadPool& pool, const Matrix& w, int64_t products, const Multiply& multiply) const {
+  const int64_t wanted = piece_of(w.rows, products * rows_ * w.cols / kCodesPerFloat, 8, pool.size());
   const int64_t piece =
       wanted > kCodeOutputs ? std::min(round_up(wanted, kCodeOutputs), kMostBlocks * kCodeOutputs) : wanted;
   pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
@@ -278,8 +287,59 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
       const int64_t outputs = std::min(kCodeOutputs, end - o);
       // Threads that are as fast as each other take pieces in turn.
       const int64_t next = o + outputs < end ? o + outputs : begin + piece * pool.size();
-      multiply_code_block(kernel, w, o, outputs, next, scratch(worker), y);
+      multiply(CodeBlock{&w, o, outputs}, CodeBlock{&w, std::min(next, w.rows), outputs}, worker);
     }
+  });
+}
+
+void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
+  const int64_t sums = kCodeOutputs * round_up(rows_, kLanes);
+  reserve_scratch(pool.size(), sums + code_room(kernel));
+  const bool are_far = rows_ * w.rows > kNearResults;
+  for_code_blocks(pool, w, 1, [&](const CodeBlock& block, const CodeBlock& next, int worker) {
+    float* room = scratch(worker);
+    const auto expect = [&](int64_t r) {
+      const int64_t rows = std::min(kernel.panel_rows, rows_ - r);
+      if (are_far) prefetch_results(y + r * w.rows + block.first, rows, block.outputs, w.rows);
+    };
+    const auto store = [&](int64_t r) {
+      store_panel(kernel, room + r * kCodeOutputs, r, block, y + r * w.rows + block.first, w.rows);
+    };
+    multiply_code_block(kernel, block, next, room, room + sums, expect, store);
+  });
+}
+
+// A block of gate and the same of up, one after the other; what they come to is combined before it leaves the first
+// level of the cache.
+void MatmulInput::multiply_gated_panels(const CodePanelKernel& kernel, ThreadPool& pool, const GatedProduct& product) {
+  const Matrix &gate = *product.gate, &up = *product.up;
+  const VectorKernels& ops = vector_kernels(kernel.isa);
+  const int64_t sums = kCodeOutputs * round_up(rows_, kLanes), tile = kMostPanelRows * kCodeOutputs;
+  reserve_scratch(pool.size(), 2 * sums + code_room(kernel) + 2 * tile);
+  for_code_blocks(pool, gate, 2, [&](const CodeBlock& block, const CodeBlock& next, int worker) {
+    float* gate_sums = scratch(worker);
+    float* up_sums = gate_sums + sums;
+    float* room = up_sums + sums;
+    float* gate_tile = room + code_room(kernel);
+    float* up_tile = gate_tile + tile;
+    const CodeBlock up_block = {&up, block.first, block.outputs};
+    const auto nothing = [](int64_t) {};
+    const auto expect = [&](int64_t r) {
+      const int64_t rows = std::min(kernel.panel_rows, rows_ - r);
+      prefetch_results(product.y + r * gate.rows + block.first, rows, block.outputs, gate.rows);
+    };
+    const auto combine = [&](int64_t r) {
+      const int64_t rows = std::min(kernel.panel_rows, rows_ - r), count = rows * block.outputs;
+      store_panel(kernel, gate_sums + r * kCodeOutputs, r, block, gate_tile, block.outputs);
+      store_panel(kernel, up_sums + r * kCodeOutputs, r, up_block, up_tile, block.outputs);
+      if (gate.output_scale != 0.0f) ops.round_to_grid(gate_tile, count, gate.output_scale);
+      if (up.output_scale != 0.0f) ops.round_to_grid(up_tile, count, up.output_scale);
+      product.activate(gate_tile, up_tile, count);
+      float* y = product.y + r * gate.rows + block.first;
+      for (int64_t i = 0; i < rows; ++i) std::copy_n(gate_tile + i * block.outputs, block.outputs, y + i * gate.rows);
+    };
+    multiply_code_block(kernel, block, up_block, gate_sums, room, nothing, nothing);
+    multiply_code_block(kernel, up_block, next, up_sums, room, expect, combine);
   });
 }
 
@@ -295,6 +355,27 @@ void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product
   const CodePanelKernel& kernel = *find_code_panel_kernel(w.dtype, isa);
   pack_codes(kernel, pool);
   multiply_code_panels(kernel, pool, w, products[0].y);
+}
+
+// Whether gate and up are met by one kernel for many rows.
+bool MatmulInput::can_join_gate(const Arithmetic& how, const GatedProduct& product) const {
+  const Matrix &gate = *product.gate, &up = *product.up;
+  return meets_codes(how, gate) && gate.dtype == up.dtype && gate.rows == up.rows && gate.cols == up.cols &&
+         gate.input_scale == up.input_scale && rows_ > (gate.input_scale != 0.0f ? kCodeRows : 1);
+}
+
+bool matmul_gated(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const GatedProduct& product) {
+  QAT_CHECK(product.gate->cols == input.cols_);
+  if (!input.can_join_gate(how, product)) return false;
+  const Matrix& gate = *product.gate;
+  if (gate.input_scale != 0.0f)
+    for (const Matrix* w : {product.gate, product.up})
+      QAT_CHECK(code_bits(w->dtype) != 0 && w->scales_per_row == 1 && w->cols <= kMostCodes);
+  const CodePanelKernel& kernel = *find_code_panel_kernel(gate.dtype, how.isa);
+  input.encode(how.isa, pool, gate.input_scale);
+  input.pack_codes(kernel, pool);
+  input.multiply_gated_panels(kernel, pool, product);
+  return true;
 }
 
 }  // namespace qat

@@ -5,7 +5,6 @@
 #include <initializer_list>
 
 #include "format/error.h"
-#include "format/file_io.h"
 #include "format/grid.h"
 #include "inference/attention.h"
 #include "inference/rope.h"
@@ -13,11 +12,14 @@
 namespace qat {
 namespace {
 
+constexpr int64_t kTableRows = 4;  // whose reading is worth a thread
+
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
 int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
 
-float* grown(HugeVector<float>& buffer, int64_t floats) {
-  if (buffer.size() < static_cast<size_t>(floats)) buffer.resize(static_cast<size_t>(floats));
+template <class T>
+T* grown(HugeVector<T>& buffer, int64_t count) {
+  if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
   return buffer.data();
 }
 
@@ -131,23 +133,26 @@ struct Transformer::Pass {
     });
   }
 
-  // The kernel maps more of a table than the rows that were read, up to megabytes for each: in the page cache they
-  // stay.
-  void release_rows(const Matrix& table) {
-    if (table.data == table.mapped_rows) release_pages(table.data, table.data_bytes());
-    if (table.scales != nullptr && table.scales == table.mapped_scales)
-      release_pages(table.scales, table.scale_bytes());
+  // out [n, table.cols]: the tokens' rows of a table; then body(row) of each.
+  template <class Body>
+  void embed_rows(const Matrix& table, float* out, const Body& body) {
+    const size_t bytes = table_row_bytes(table);
+    uint8_t* room = grown(ws.table_rows, static_cast<int64_t>(bytes) * pool.size());
+    pool.parallel_for(n, kTableRows, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t r = begin; r < end; ++r) {
+        read_table_row(model.isa_, table, ws.rows[static_cast<size_t>(r)].token,
+                       room + static_cast<size_t>(worker) * bytes, out + r * table.cols);
+        body(r);
+      }
+    });
   }
 
   void embed() {
     float* hidden = grown(ws.hidden, n * c.hidden);
     const float scale = static_cast<float>(c.embedding_scale);
-    for_rows(c.hidden, [&](int64_t r) {
-      float* h = hidden + r * c.hidden;
-      decode_row(model.isa_, w.embedding, ws.rows[static_cast<size_t>(r)].token, 0, c.hidden, h);
-      for (int64_t i = 0; i < c.hidden; ++i) h[i] *= scale;
+    embed_rows(w.embedding, hidden, [&](int64_t r) {
+      for (int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) hidden[i] *= scale;
     });
-    release_rows(w.embedding);
   }
 
   // Per-layer embeddings, of all layers at once: the mean (times sqrt 2) of what the token says and what its embedding
@@ -161,9 +166,8 @@ struct Transformer::Pass {
     const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
     const float half = static_cast<float>(std::sqrt(0.5));
     float* token_rows = grown(ws.gate, n * width);
-    for_rows(3 * width, [&](int64_t r) {
-      float* token = token_rows + r * width;
-      decode_row(model.isa_, w.ple_embedding, ws.rows[static_cast<size_t>(r)].token, 0, width, token);
+    embed_rows(w.ple_embedding, token_rows, [&](int64_t r) {
+      const float* token = token_rows + r * width;
       float* context = per_layer + r * width;
       round_row(w.ple_model_projection, context);
       for (int64_t i = 0; i < width; ++i) context[i] *= context_scale;
@@ -171,7 +175,6 @@ struct Transformer::Pass {
         ops.rms_norm(context + i, w.ple_projection_norm.data(), c.ple, static_cast<float>(c.eps), context + i);
       for (int64_t i = 0; i < width; ++i) context[i] = (context[i] + token[i] * token_scale) * half;
     });
-    release_rows(w.ple_embedding);
   }
 
   // What all layers need: where rows stand, and room for the residual stream's companions.
@@ -324,16 +327,19 @@ struct Transformer::Pass {
     const Linears& linears = model.linears_[index];
     const int64_t ffn = c.layers[index].ffn;
     float* gate = grown(ws.gate, n * ffn);
-    float* up = grown(ws.up, n * ffn);
     norm_rows(ws.hidden.data(), l.ffn_norm, ws.normed.data());
     ws.input.set(ws.normed.data(), n, c.hidden);
-    multiply(ws.input, {{l.gate, linears.gate, gate}, {l.up, linears.up, up}});
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
-    for_rows(4 * ffn, [&](int64_t r) {
-      round_row(l.gate, gate + r * ffn);
-      round_row(l.up, up + r * ffn);
-      activate(gate + r * ffn, up + r * ffn, ffn);
-    });
+    const Arithmetic how = {model.isa_, model.round_activations_};
+    if (model.activation_hook || !matmul_gated(how, pool, ws.input, {&l.gate, &l.up, activate, gate})) {
+      float* up = grown(ws.up, n * ffn);
+      multiply(ws.input, {{l.gate, linears.gate, gate}, {l.up, linears.up, up}});
+      for_rows(4 * ffn, [&](int64_t r) {
+        round_row(l.gate, gate + r * ffn);
+        round_row(l.up, up + r * ffn);
+        activate(gate + r * ffn, up + r * ffn, ffn);
+      });
+    }
     ws.inner.set(gate, n, ffn);
     multiply(ws.inner, l.down, linears.down, ws.branch.data());
     add_branch(l.down, l.post_ffn_norm);

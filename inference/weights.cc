@@ -18,6 +18,7 @@ namespace {
 struct TensorSource {
   std::function<Matrix(const TensorInfo&)> matrix;
   std::function<std::vector<float>(const TensorInfo&)> vector;
+  std::function<const MappedFile*(const uint8_t* bytes)> file_of;
 };
 
 void check_type(DType type, const std::string& file, const std::string& tensor) {
@@ -42,6 +43,17 @@ std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
   }
 }
 
+// Of a table only a row per token is read, unless it is the head too. What was looked at when the file was checked may
+// leave memory.
+void read_single_rows(Matrix& table, const TensorSource& source) {
+  if (!table) return;
+  table.file = source.file_of(table.data);
+  if (table.file != nullptr) release_pages(table.data, table.data_bytes());
+  if (table.scales == nullptr) return;
+  table.scale_file = source.file_of(table.scales);
+  if (table.scale_file != nullptr) release_pages(table.scales, table.scale_bytes());
+}
+
 void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const TensorSource& source) {
   w.layers.resize(w.config.layers.size());
   for (const TensorInfo& info : table) {
@@ -57,6 +69,9 @@ void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const Tensor
     }
   }
   if (w.config.tied) w.output = w.embedding;
+  if (!source.file_of) return;
+  read_single_rows(w.ple_embedding, source);
+  if (w.output.data != w.embedding.data) read_single_rows(w.embedding, source);
 }
 
 Weights from_gguf(const std::string& path) {
@@ -82,7 +97,8 @@ Weights from_gguf(const std::string& path) {
                   std::vector<float> values(static_cast<size_t>(info.shape[0]));
                   decode_rows(tensor.dtype, tensor.bytes.data(), 1, info.shape[0], values.data());
                   return values;
-                }});
+                },
+                [&](const uint8_t*) { return &file->file(); }});
   w.owners.push_back(file);
   return w;
 }
@@ -97,7 +113,8 @@ Weights from_hf(const std::string& path) {
                   check_type(tensor.dtype, path, tensor.name);
                   return Matrix{tensor.dtype, info.shape[0], info.shape[1], tensor.bytes.data()};
                 },
-                [&](const TensorInfo& info) { return checkpoint->read(info); }});
+                [&](const TensorInfo& info) { return checkpoint->read(info); },
+                [&](const uint8_t* bytes) { return checkpoint->file_of(bytes); }});
   w.owners.push_back(checkpoint);
   return w;
 }
@@ -120,7 +137,8 @@ Weights from_mobile(const std::string& path) {
                   matrix.output_scale = tensor.output_scale;
                   return matrix;
                 },
-                [&](const TensorInfo& info) { return checkpoint->read(info); }});
+                [&](const TensorInfo& info) { return checkpoint->read(info); },
+                [&](const uint8_t* bytes) { return checkpoint->file_of(bytes); }});
   for (size_t i = 0; i < w.layers.size(); ++i) w.layers[i].cache = checkpoint->cache_scales(static_cast<int>(i));
   w.owners.push_back(checkpoint);
   return w;
@@ -148,17 +166,9 @@ Weights from_quantized(const std::string& path) {
                   std::vector<float> values(static_cast<size_t>(info.shape[0]));
                   decode_rows(grid, blocks.data(), 1, info.shape[0], values.data());
                   return values;
-                }});
+                },
+                nullptr});
   return w;
-}
-
-// Of a table only a row per token is read.
-void advise_rows(Matrix& table) {
-  if (!table) return;
-  advise_single_rows(table.data, table.data_bytes());
-  if (table.scales != nullptr) advise_single_rows(table.scales, table.scale_bytes());
-  table.mapped_rows = table.data;
-  table.mapped_scales = table.scales;
 }
 
 // All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
@@ -185,8 +195,6 @@ void advise_matrices(const Weights& w) {
 
 Weights with_advice(Weights w) {
   advise_matrices(w);
-  advise_rows(w.ple_embedding);
-  if (w.output.data != w.embedding.data) advise_rows(w.embedding);
   return w;
 }
 

@@ -36,6 +36,22 @@ TEST(MappedFile, ShowsTheBytesAndSurvivesMoves) {
   EXPECT_EQ(text_of(assigned), "hello");
 }
 
+TEST(MappedFile, ReadsAPartAndNoticesThatTheFileWasCut) {
+  TemporaryDirectory dir;
+  write_file(dir / "a", "hello, world");
+  const MappedFile file(dir / "a");
+  uint8_t part[5];
+  file.read(file.bytes().data() + 7, 5, part);
+  EXPECT_EQ(std::string(part, part + 5), "world");
+  EXPECT_TRUE(file.holds(file.bytes().data(), 12));
+  EXPECT_FALSE(file.holds(file.bytes().data() + 1, 12));
+  EXPECT_FALSE(file.holds(part, 1));
+  EXPECT_FALSE(MappedFile().holds(part, 1));
+  fs::resize_file(dir / "a", 9);
+  expect_error([&] { file.read(file.bytes().data() + 7, 5, part); },
+               dir / "a: ends at 9 bytes, had 12 when it was opened");
+}
+
 TEST(MappedFile, AnEmptyFileIsAnEmptySpan) {
   TemporaryDirectory dir;
   write_file(dir / "empty", "");

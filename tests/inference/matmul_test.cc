@@ -6,9 +6,12 @@
 
 #include <cfloat>
 #include <cstring>
+#include <filesystem>
 
 #include "format/channel_grid.h"
+#include "tests/expect_error.h"
 #include "tests/inference/random.h"
+#include "tests/test_paths.h"
 
 namespace qat {
 namespace {
@@ -204,6 +207,73 @@ TEST_P(Matmul, RowsOfAnEmbeddingWithSeveralScales) {
         EXPECT_EQ(out, std::vector<float>(begin, begin + count)) << bits << " bits, row " << row << " from " << first;
       }
     }
+  }
+}
+
+// Rows of a table that lies in a file come from there; what was put into memory since, from memory.
+TEST_P(Matmul, RowsOfATableInAFile) {
+  Random random(12);
+  ChannelMatrix w(4, 5, 42, 6, &random);
+  TemporaryDirectory dir;
+  write_file(dir / "table",
+             std::string(w.packed.begin(), w.packed.end()) + std::string(w.scale_bytes.begin(), w.scale_bytes.end()));
+  const MappedFile file(dir / "table");
+  Matrix table = w.matrix;
+  table.data = file.bytes().data();
+  table.scales = file.bytes().data() + w.packed.size() + 1;
+  table.file = table.scale_file = &file;
+  std::vector<uint8_t> room(table_row_bytes(table));
+  const auto read = [&](int64_t row) {
+    std::vector<float> out(42);
+    read_table_row(GetParam(), table, row, room.data(), out.data());
+    return out;
+  };
+  const auto expected = [&](int64_t row) {
+    return std::vector<float>(w.values.begin() + row * 42, w.values.begin() + (row + 1) * 42);
+  };
+  for (const int64_t row : {0, 4, 2}) EXPECT_EQ(read(row), expected(row));
+  table.scales = w.matrix.scales;
+  EXPECT_EQ(read(3), expected(3));
+  std::filesystem::resize_file(dir / "table", w.packed.size() - 1);
+  EXPECT_EQ(read(0), expected(0));
+  expect_error([&] { read(4); }, "ends at");
+}
+
+// Gate and up block by block, against two products, two roundings and an activation, one after the other.
+TEST_P(Matmul, AGateTogetherIsWhatItIsInSteps) {
+  Random random(13);
+  const Arithmetic how = {GetParam(), true};
+  const VectorKernels& ops = vector_kernels(GetParam());
+  const auto check = [&](const Matrix& gate, const Matrix& up, int64_t rows, int threads) {
+    const std::vector<float> x = random.floats(rows * gate.cols);
+    const auto size = static_cast<size_t>(rows * gate.rows);
+    ThreadPool pool(threads);
+    MatmulInput input;
+    std::vector<float> together(size + 1, 7.0f), steps(size), other(size);
+    input.set(x.data(), rows, gate.cols);
+    const bool joined = matmul_gated(how, pool, input, {&gate, &up, ops.gelu_multiply, together.data()});
+    EXPECT_EQ(joined, GetParam() != Isa::scalar && rows > 2);
+    EXPECT_EQ(together.back(), 7.0f) << "wrote past the end";
+    together.pop_back();
+    if (!joined) return;
+    matmul(how, pool, input, gate, steps.data());
+    matmul(how, pool, input, up, other.data());
+    if (gate.output_scale != 0.0f) ops.round_to_grid(steps.data(), rows * gate.rows, gate.output_scale);
+    if (up.output_scale != 0.0f) ops.round_to_grid(other.data(), rows * gate.rows, up.output_scale);
+    ops.gelu_multiply(steps.data(), other.data(), rows * gate.rows);
+    EXPECT_EQ(together, steps) << rows << " x " << gate.rows << " x " << gate.cols << ", " << threads << " threads";
+  };
+  for (const Shape s : {Shape{1, 9, 64}, Shape{3, 5, 64}, Shape{9, 64, 96}, Shape{33, 70, 544}, Shape{70, 200, 32}}) {
+    const StoredRows g(DType::Q4_0, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+    const StoredRows u(DType::Q4_0, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+    for (const int bits : {2, 4, 8}) {
+      ChannelMatrix gate(bits, s.outputs, s.cols - 3, 1, &random), up(bits, s.outputs, s.cols - 3, 1, &random);
+      gate.matrix.input_scale = up.matrix.input_scale = 0.02f;
+      gate.matrix.output_scale = 0.03f;
+      up.matrix.output_scale = bits == 2 ? 0.0f : 0.05f;
+      for (const int threads : {1, 3}) check(gate.matrix, up.matrix, s.rows, threads);
+    }
+    check({DType::Q4_0, s.outputs, s.cols, g.data()}, {DType::Q4_0, s.outputs, s.cols, u.data()}, s.rows, 3);
   }
 }
 
