@@ -10,7 +10,8 @@
 
 namespace qat {
 
-// A read-only mapping of a whole file. Move-only; unmapped on destruction. An empty file maps to an empty span.
+// A read-only mapping of a whole file. Move-only; open and mapped until its destruction. An empty file maps to an empty
+// span.
 class MappedFile {
  public:
   MappedFile() = default;
@@ -22,9 +23,9 @@ class MappedFile {
   const std::string& path() const { return path_; }
   Span<const uint8_t> bytes() const { return {data_, size_}; }
 
-  // Copies a part of bytes() by reading the file. A few bytes here and there cost a tenth of the time of being looked
-  // at, since the system maps sixteen pages for the first byte of one, and no memory. Throws Error: the file has
-  // become shorter, or cannot be read.
+  // Copies a part of bytes() by reading the file. For a few bytes here and there that takes a tenth of the time of a
+  // page fault, which maps sixteen pages, and adds nothing to resident memory. Throws Error: the file has become
+  // shorter, or cannot be read.
   void read(const uint8_t* part, size_t size, uint8_t* out) const;
   bool holds(const uint8_t* part, size_t size) const;  // all of it, in bytes()
 

@@ -45,13 +45,8 @@ int64_t peak_rss_bytes() {
 
 // --- Bytes of a token ---
 
-int64_t bytes_per_row(const Matrix& m) {
-  const int64_t scales = m.scales == nullptr ? 0 : m.scales_per_row * static_cast<int64_t>(sizeof(float));
-  return static_cast<int64_t>(row_bytes(m.dtype, m.cols)) + scales;
-}
-
-int64_t one_row(const Matrix& m) { return m ? bytes_per_row(m) : 0; }
-int64_t all_rows(const Matrix& m) { return m ? m.rows * bytes_per_row(m) : 0; }
+int64_t one_row(const Matrix& m) { return m ? static_cast<int64_t>(stored_row_bytes(m)) : 0; }
+int64_t all_rows(const Matrix& m) { return m.rows * one_row(m); }
 
 int64_t weight_bytes(const Weights& w) {
   int64_t total = one_row(w.ple_embedding) + all_rows(w.ple_model_projection);

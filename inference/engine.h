@@ -16,6 +16,8 @@
 
 namespace qat {
 
+class MappedFile;
+
 // A matrix as stored: rows x cols, rows of row_bytes(dtype, cols). Points into a mapped file or into `Weights`' own
 // memory.
 struct Matrix {
@@ -103,7 +105,8 @@ class Engine {
 
   // Appends tokens to the sequence in `cache` (positions cache.length()...) and returns in `logits` a row of vocab
   // floats for each token from index `first_logit` on: [tokens.size() - first_logit, vocab]. Ids must be in range and
-  // the cache large enough (checked, throws Error). One engine serves one caller at a time.
+  // the cache large enough (checked, throws Error). Reading an embedding can fail too (Error: the file was cut while
+  // the model ran); a cache that was being written then is of no more use. One engine serves one caller at a time.
   void forward(Span<const int32_t> tokens, KvCache& cache, size_t first_logit, float* logits);
 
   // Several independent sequences, one token each (batched decode): logits [n, vocab]. The caches must be different

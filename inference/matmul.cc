@@ -6,6 +6,7 @@
 
 #include "format/channel_grid.h"
 #include "format/error.h"
+#include "format/file_io.h"
 #include "inference/pieces.h"
 
 namespace qat {
@@ -41,9 +42,9 @@ void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t co
   }
 }
 
-size_t table_row_bytes(const Matrix& table) {
-  const size_t scales = table.scales == nullptr ? 0 : static_cast<size_t>(table.scales_per_row) * sizeof(float);
-  return row_bytes(table.dtype, table.cols) + scales;
+size_t stored_row_bytes(const Matrix& w) {
+  const size_t scales = w.scales == nullptr ? 0 : static_cast<size_t>(w.scales_per_row) * sizeof(float);
+  return row_bytes(w.dtype, w.cols) + scales;
 }
 
 void read_table_row(Isa isa, const Matrix& table, int64_t row, uint8_t* room, float* out) {
@@ -60,7 +61,7 @@ void read_table_row(Isa isa, const Matrix& table, int64_t row, uint8_t* room, fl
   fetch(table.file, table.data, bytes, room);
   if (table.scales != nullptr) {
     alone.scales = room + bytes;
-    fetch(table.scale_file, table.scales, table_row_bytes(table) - bytes, room + bytes);
+    fetch(table.scale_file, table.scales, stored_row_bytes(table) - bytes, room + bytes);
   }
   decode_row(isa, alone, 0, 0, table.cols, out);
 }

@@ -78,7 +78,6 @@ class MatmulInput {
                            float* room, const Before& before, const After& after) const;
   template <class Multiply>
   void for_code_blocks(ThreadPool& pool, const Matrix& w, int64_t products, const Multiply& multiply) const;
-  bool can_join_gate(const Arithmetic& how, const GatedProduct& product) const;
   void multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products);
   void multiply(const Arithmetic& how, ThreadPool& pool, Span<const Product> products);
   float* scratch(int worker) { return scratch_.data() + static_cast<size_t>(worker) * scratch_stride_; }
@@ -109,9 +108,10 @@ class MatmulInput {
 
 // Elements [first, first + count) of a row, as floats: bit for bit what decode_rows says, or code * scale.
 void decode_row(Isa isa, const Matrix& w, int64_t row, int64_t first, int64_t count, float* out);
+// Of a row with its scales, as stored.
+size_t stored_row_bytes(const Matrix& w);
 // A whole row of a table of which single rows are used: read from its file if it lies in one, through `room` of
-// table_row_bytes(). Throws Error as MappedFile::read.
-size_t table_row_bytes(const Matrix& table);
+// stored_row_bytes(). Throws Error as MappedFile::read.
 void read_table_row(Isa isa, const Matrix& table, int64_t row, uint8_t* room, float* out);
 
 // y[r, o] = sum_k x[r, k] * w[o, k], y [rows, w.rows]. w.cols must be the input's. Where w has an input_scale, x is
@@ -126,8 +126,9 @@ inline void matmul(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, 
   matmul(how, pool, input, {&product, 1});
 }
 
-// The same as two products, a rounding of each and activate(), without the memory for both; false, and nothing, where
-// that takes separate loops anyway: a lone row, matrices of two types, the reference.
+// The same as two products, a rounding of each and activate(), without the memory for both. False, and nothing done,
+// unless one kernel of 8-bit codes meets both with many rows: not for a lone row (static grid: up to kCodeRows), two
+// types, shapes or grids, weights that are met by floats, or the reference.
 bool matmul_gated(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const GatedProduct& product);
 
 }  // namespace qat

@@ -309,13 +309,14 @@ void MatmulInput::multiply_code_panels(const CodePanelKernel& kernel, ThreadPool
   });
 }
 
-// A block of gate and the same of up, one after the other; what they come to is combined before it leaves the first
-// level of the cache.
+// A block of gate and the same of up, one after the other; what they come to is combined a panel at a time, before it
+// leaves the first level of the cache.
 void MatmulInput::multiply_gated_panels(const CodePanelKernel& kernel, ThreadPool& pool, const GatedProduct& product) {
   const Matrix &gate = *product.gate, &up = *product.up;
   const VectorKernels& ops = vector_kernels(kernel.isa);
   const int64_t sums = kCodeOutputs * round_up(rows_, kLanes), tile = kMostPanelRows * kCodeOutputs;
   reserve_scratch(pool.size(), 2 * sums + code_room(kernel) + 2 * tile);
+  const bool are_far = rows_ * gate.rows > kNearResults;
   for_code_blocks(pool, gate, 2, [&](const CodeBlock& block, const CodeBlock& next, int worker) {
     float* gate_sums = scratch(worker);
     float* up_sums = gate_sums + sums;
@@ -326,7 +327,7 @@ void MatmulInput::multiply_gated_panels(const CodePanelKernel& kernel, ThreadPoo
     const auto nothing = [](int64_t) {};
     const auto expect = [&](int64_t r) {
       const int64_t rows = std::min(kernel.panel_rows, rows_ - r);
-      prefetch_results(product.y + r * gate.rows + block.first, rows, block.outputs, gate.rows);
+      if (are_far) prefetch_results(product.y + r * gate.rows + block.first, rows, block.outputs, gate.rows);
     };
     const auto combine = [&](int64_t r) {
       const int64_t rows = std::min(kernel.panel_rows, rows_ - r), count = rows * block.outputs;
@@ -343,11 +344,19 @@ void MatmulInput::multiply_gated_panels(const CodePanelKernel& kernel, ThreadPoo
   });
 }
 
+namespace {
+
+// What kernels of codes take a static grid for granted with.
+void check_static(const Matrix& w) {
+  if (w.input_scale != 0.0f) QAT_CHECK(code_bits(w.dtype) != 0 && w.scales_per_row == 1 && w.cols <= kMostCodes);
+}
+
+}  // namespace
+
 void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product> products) {
   const Matrix& w = *products[0].w;
   const bool is_static = w.input_scale != 0.0f;
-  for (const Product& product : products)
-    if (is_static) QAT_CHECK(code_bits(w.dtype) != 0 && product.w->scales_per_row == 1 && w.cols <= kMostCodes);
+  for (const Product& product : products) check_static(*product.w);
   encode(isa, pool, w.input_scale);
   if (is_static && rows_ <= kCodeRows) return multiply_codes(*find_channel_kernel(w.dtype, isa), pool, products);
   if (rows_ == 1) return dot_blocks(*find_block_kernel(w.dtype, isa), pool, products);
@@ -357,20 +366,15 @@ void MatmulInput::multiply_rounded(Isa isa, ThreadPool& pool, Span<const Product
   multiply_code_panels(kernel, pool, w, products[0].y);
 }
 
-// Whether gate and up are met by one kernel for many rows.
-bool MatmulInput::can_join_gate(const Arithmetic& how, const GatedProduct& product) const {
-  const Matrix &gate = *product.gate, &up = *product.up;
-  return meets_codes(how, gate) && gate.dtype == up.dtype && gate.rows == up.rows && gate.cols == up.cols &&
-         gate.input_scale == up.input_scale && rows_ > (gate.input_scale != 0.0f ? kCodeRows : 1);
-}
-
 bool matmul_gated(const Arithmetic& how, ThreadPool& pool, MatmulInput& input, const GatedProduct& product) {
   QAT_CHECK(product.gate->cols == input.cols_);
-  if (!input.can_join_gate(how, product)) return false;
-  const Matrix& gate = *product.gate;
-  if (gate.input_scale != 0.0f)
-    for (const Matrix* w : {product.gate, product.up})
-      QAT_CHECK(code_bits(w->dtype) != 0 && w->scales_per_row == 1 && w->cols <= kMostCodes);
+  const Matrix &gate = *product.gate, &up = *product.up;
+  const bool are_alike =
+      gate.dtype == up.dtype && gate.rows == up.rows && gate.cols == up.cols && gate.input_scale == up.input_scale;
+  const int64_t few = gate.input_scale != 0.0f ? kCodeRows : 1;
+  if (!are_alike || input.rows_ <= few || !meets_codes(how, gate)) return false;
+  check_static(gate);
+  check_static(up);
   const CodePanelKernel& kernel = *find_code_panel_kernel(gate.dtype, how.isa);
   input.encode(how.isa, pool, gate.input_scale);
   input.pack_codes(kernel, pool);

@@ -12,7 +12,7 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kTableRows = 4;  // whose reading is worth a thread
+constexpr int64_t kTableRows = 4;  // whose reading is worth a thread whatever is done with them
 
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
 int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
@@ -133,12 +133,12 @@ struct Transformer::Pass {
     });
   }
 
-  // out [n, table.cols]: the tokens' rows of a table; then body(row) of each.
+  // out [n, table.cols]: the tokens' rows of a table; then body(row) of each, `width` floats of work together.
   template <class Body>
-  void embed_rows(const Matrix& table, float* out, const Body& body) {
-    const size_t bytes = table_row_bytes(table);
+  void embed_rows(const Matrix& table, float* out, int64_t width, const Body& body) {
+    const size_t bytes = stored_row_bytes(table);
     uint8_t* room = grown(ws.table_rows, static_cast<int64_t>(bytes) * pool.size());
-    pool.parallel_for(n, kTableRows, [&](int64_t begin, int64_t end, int worker) {
+    pool.parallel_for(n, std::min(kTableRows, rows_per_piece(width)), [&](int64_t begin, int64_t end, int worker) {
       for (int64_t r = begin; r < end; ++r) {
         read_table_row(model.isa_, table, ws.rows[static_cast<size_t>(r)].token,
                        room + static_cast<size_t>(worker) * bytes, out + r * table.cols);
@@ -150,7 +150,7 @@ struct Transformer::Pass {
   void embed() {
     float* hidden = grown(ws.hidden, n * c.hidden);
     const float scale = static_cast<float>(c.embedding_scale);
-    embed_rows(w.embedding, hidden, [&](int64_t r) {
+    embed_rows(w.embedding, hidden, c.hidden, [&](int64_t r) {
       for (int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) hidden[i] *= scale;
     });
   }
@@ -166,7 +166,7 @@ struct Transformer::Pass {
     const float context_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden)));
     const float half = static_cast<float>(std::sqrt(0.5));
     float* token_rows = grown(ws.gate, n * width);
-    embed_rows(w.ple_embedding, token_rows, [&](int64_t r) {
+    embed_rows(w.ple_embedding, token_rows, 3 * width, [&](int64_t r) {
       const float* token = token_rows + r * width;
       float* context = per_layer + r * width;
       round_row(w.ple_model_projection, context);
@@ -331,6 +331,7 @@ struct Transformer::Pass {
     ws.input.set(ws.normed.data(), n, c.hidden);
     const auto activate = c.gated_gelu() ? ops.gelu_multiply : ops.silu_multiply;
     const Arithmetic how = {model.isa_, model.round_activations_};
+    // A hook wants to see what both give.
     if (model.activation_hook || !matmul_gated(how, pool, ws.input, {&l.gate, &l.up, activate, gate})) {
       float* up = grown(ws.up, n * ffn);
       multiply(ws.input, {{l.gate, linears.gate, gate}, {l.up, linears.up, up}});

@@ -14,7 +14,8 @@
 namespace qat {
 namespace {
 
-// Gives the tensors of one file or directory; both check type and shape and throw Error.
+// Gives the tensors of one file or directory; the first two check type and shape and throw Error. file_of: what mapped
+// bytes were mapped from; empty where all is in memory.
 struct TensorSource {
   std::function<Matrix(const TensorInfo&)> matrix;
   std::function<std::vector<float>(const TensorInfo&)> vector;
@@ -45,7 +46,7 @@ std::vector<float>* norm_of(Weights& w, const TensorInfo& info) {
 
 // Of a table only a row per token is read, unless it is the head too. What was looked at when the file was checked may
 // leave memory.
-void read_single_rows(Matrix& table, const TensorSource& source) {
+void will_read_rows(Matrix& table, const TensorSource& source) {
   if (!table) return;
   table.file = source.file_of(table.data);
   if (table.file != nullptr) release_pages(table.data, table.data_bytes());
@@ -70,8 +71,8 @@ void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const Tensor
   }
   if (w.config.tied) w.output = w.embedding;
   if (!source.file_of) return;
-  read_single_rows(w.ple_embedding, source);
-  if (w.output.data != w.embedding.data) read_single_rows(w.embedding, source);
+  will_read_rows(w.ple_embedding, source);
+  if (w.output.data != w.embedding.data) will_read_rows(w.embedding, source);
 }
 
 Weights from_gguf(const std::string& path) {
@@ -173,7 +174,7 @@ Weights from_quantized(const std::string& path) {
 
 // All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
 // want no gaps where norms lie.
-void advise_matrices(const Weights& w) {
+Weights with_advice(Weights w) {
   std::vector<const Matrix*> matrices = {&w.output, &w.ple_model_projection};
   for (const LayerWeights& l : w.layers)
     for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
@@ -191,10 +192,6 @@ void advise_matrices(const Weights& w) {
     end = m->data + m->data_bytes();
   }
   advise_huge_pages(begin, static_cast<size_t>(end - begin));
-}
-
-Weights with_advice(Weights w) {
-  advise_matrices(w);
   return w;
 }
 

@@ -47,6 +47,10 @@ TEST(MappedFile, ReadsAPartAndNoticesThatTheFileWasCut) {
   EXPECT_FALSE(file.holds(file.bytes().data() + 1, 12));
   EXPECT_FALSE(file.holds(part, 1));
   EXPECT_FALSE(MappedFile().holds(part, 1));
+  MappedFile other(dir / "a"), moved(std::move(other)), assigned;
+  assigned = std::move(moved);
+  assigned.read(assigned.bytes().data(), 5, part);
+  EXPECT_EQ(std::string(part, part + 5), "hello");
   fs::resize_file(dir / "a", 9);
   expect_error([&] { file.read(file.bytes().data() + 7, 5, part); },
                dir / "a: ends at 9 bytes, had 12 when it was opened");

@@ -144,6 +144,9 @@ TEST(Safetensors, FindsShardsThroughTheIndex) {
   EXPECT_EQ(file.tensors()[0].name, "a");
   EXPECT_EQ(file.at("a").bytes.size(), 3u);
   EXPECT_EQ(file.at("b").bytes.size(), 2u);
+  for (const TensorView& tensor : file.tensors())
+    EXPECT_EQ(file.file_of(tensor.bytes.data())->path(), dir / (tensor.name == "a" ? "two" : "one") + ".safetensors");
+  EXPECT_EQ(file.file_of(reinterpret_cast<const uint8_t*>(&file)), nullptr);
 
   const auto opens = [&] { Safetensors again(dir.path()); };
   put_file(index, R"({"weight_map":{"b":"one.safetensors","c":"two.safetensors"}})");

@@ -246,6 +246,17 @@ TEST_P(EngineTest, QuantizedCheckpointIsItsGguf) {
   EXPECT_GT(largest(unquantized), 1e-3f * largest(expected)) << "Q4_0 costs something";
 }
 
+// A hook sees what gate and up give, each for itself; without one they may be computed together.
+TEST_P(EngineTest, AHookChangesNoBit) {
+  const std::string quantized = directory_ / "quantized";
+  quantize_checkpoint(path_, plan_from_name("q4_0"), {}, quantized);
+  Engine engine(load_weights(quantized), with_threads(2));
+  const std::vector<int32_t> tokens = random_tokens(50, engine.config().vocab);
+  const std::vector<float> without = run(engine, tokens);
+  engine.set_activation_hook([](const Observed&) {});
+  EXPECT_EQ(run(engine, tokens), without);
+}
+
 struct Seen {
   int64_t rows = 0, cols = 0;
   int layer = -2;
@@ -412,6 +423,27 @@ TEST(Loading, RefusesWhatItCannotRun) {
   expect_error([&] { load_weights(rewrite("blk.0.attn_norm.weight", DType::F32, {32})); },
                "blk.0.attn_norm.weight: expected shape [64], found [32]");
   load_weights(rewrite("", DType::F32, {}));
+}
+
+// Rows of an embedding table that is not the head are read as they are needed.
+TEST(EngineErrors, AFileThatWasCutWhileTheModelRuns) {
+  TemporaryDirectory dir;
+  write_tiny_model(dir / "model", gemma4_json(), DType::BF16);
+  const Weights loaded = load_weights(dir / "model");
+  ASSERT_NE(loaded.ple_embedding.file, nullptr);
+  EXPECT_EQ(loaded.ple_embedding.scale_file, nullptr);
+  EXPECT_EQ(loaded.embedding.file, nullptr) << "the head, which is read whole";
+  // The table is another file's, so that cutting it takes nothing from the matrices.
+  std::filesystem::copy(dir / "model", dir / "copy");
+  Weights w = load_weights(dir / "copy");
+  w.ple_embedding = loaded.ple_embedding;
+  Engine engine(w, with_threads(2));
+  const std::vector<int32_t> tokens = random_tokens(12, engine.config().vocab);
+  KvCache cache(engine, 20);
+  const MappedFile& file = *loaded.ple_embedding.file;
+  std::filesystem::resize_file(file.path(), static_cast<uintmax_t>(w.ple_embedding.data - file.bytes().data()));
+  expect_error([&] { engine.forward(tokens, cache, tokens.size(), nullptr); }, "ends at");
+  EXPECT_EQ(cache.length(), 0);
 }
 
 TEST(EngineErrors, TokensAndLengthsAreChecked) {

@@ -222,7 +222,7 @@ TEST_P(Matmul, RowsOfATableInAFile) {
   table.data = file.bytes().data();
   table.scales = file.bytes().data() + w.packed.size() + 1;
   table.file = table.scale_file = &file;
-  std::vector<uint8_t> room(table_row_bytes(table));
+  std::vector<uint8_t> room(stored_row_bytes(table));
   const auto read = [&](int64_t row) {
     std::vector<float> out(42);
     read_table_row(GetParam(), table, row, room.data(), out.data());
@@ -244,37 +244,74 @@ TEST_P(Matmul, AGateTogetherIsWhatItIsInSteps) {
   Random random(13);
   const Arithmetic how = {GetParam(), true};
   const VectorKernels& ops = vector_kernels(GetParam());
-  const auto check = [&](const Matrix& gate, const Matrix& up, int64_t rows, int threads) {
-    const std::vector<float> x = random.floats(rows * gate.cols);
+  const auto check = [&](const Matrix& gate, const Matrix& up, int64_t rows, int threads,
+                         decltype(ops.gelu_multiply) activate) {
+    std::vector<float> x = random.floats(rows * gate.cols);
+    x[x.size() / 2] = NAN;
     const auto size = static_cast<size_t>(rows * gate.rows);
     ThreadPool pool(threads);
     MatmulInput input;
     std::vector<float> together(size + 1, 7.0f), steps(size), other(size);
     input.set(x.data(), rows, gate.cols);
-    const bool joined = matmul_gated(how, pool, input, {&gate, &up, ops.gelu_multiply, together.data()});
-    EXPECT_EQ(joined, GetParam() != Isa::scalar && rows > 2);
+    const bool joined = matmul_gated(how, pool, input, {&gate, &up, activate, together.data()});
+    const bool are_many = rows > (gate.input_scale != 0.0f ? kCodeRows : 1);
+    EXPECT_EQ(joined, GetParam() != Isa::scalar && are_many);
     EXPECT_EQ(together.back(), 7.0f) << "wrote past the end";
     together.pop_back();
-    if (!joined) return;
+    if (!joined) {
+      EXPECT_EQ(together, std::vector<float>(size, 7.0f));
+      return;
+    }
     matmul(how, pool, input, gate, steps.data());
     matmul(how, pool, input, up, other.data());
     if (gate.output_scale != 0.0f) ops.round_to_grid(steps.data(), rows * gate.rows, gate.output_scale);
     if (up.output_scale != 0.0f) ops.round_to_grid(other.data(), rows * gate.rows, up.output_scale);
-    ops.gelu_multiply(steps.data(), other.data(), rows * gate.rows);
-    EXPECT_EQ(together, steps) << rows << " x " << gate.rows << " x " << gate.cols << ", " << threads << " threads";
+    activate(steps.data(), other.data(), rows * gate.rows);
+    EXPECT_EQ(std::memcmp(together.data(), steps.data(), size * sizeof(float)), 0)
+        << rows << " x " << gate.rows << " x " << gate.cols << ", " << threads << " threads";
   };
-  for (const Shape s : {Shape{1, 9, 64}, Shape{3, 5, 64}, Shape{9, 64, 96}, Shape{33, 70, 544}, Shape{70, 200, 32}}) {
-    const StoredRows g(DType::Q4_0, random.floats(s.outputs * s.cols), s.outputs, s.cols);
-    const StoredRows u(DType::Q4_0, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+  for (const Shape s : {Shape{1, 9, 256}, Shape{2, 9, 256}, Shape{3, 5, 256}, Shape{9, 64, 256}, Shape{33, 70, 768},
+                        Shape{70, 200, 256}}) {
+    for (const DType type : {DType::Q4_0, DType::Q8_0, DType::Q2_0, DType::Q6_K}) {
+      const StoredRows g(type, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+      const StoredRows u(type, random.floats(s.outputs * s.cols), s.outputs, s.cols);
+      check({type, s.outputs, s.cols, g.data()}, {type, s.outputs, s.cols, u.data()}, s.rows, 3, ops.silu_multiply);
+    }
     for (const int bits : {2, 4, 8}) {
       ChannelMatrix gate(bits, s.outputs, s.cols - 3, 1, &random), up(bits, s.outputs, s.cols - 3, 1, &random);
       gate.matrix.input_scale = up.matrix.input_scale = 0.02f;
       gate.matrix.output_scale = 0.03f;
       up.matrix.output_scale = bits == 2 ? 0.0f : 0.05f;
-      for (const int threads : {1, 3}) check(gate.matrix, up.matrix, s.rows, threads);
+      for (const int threads : {1, 3}) check(gate.matrix, up.matrix, s.rows, threads, ops.gelu_multiply);
     }
-    check({DType::Q4_0, s.outputs, s.cols, g.data()}, {DType::Q4_0, s.outputs, s.cols, u.data()}, s.rows, 3);
   }
+}
+
+// Where no kernel meets both, nothing is done.
+TEST_P(Matmul, AGateOfTwoKindsIsRefused) {
+  Random random(14);
+  const int64_t rows = 5, outputs = 9, cols = 64;
+  const std::vector<float> values = random.floats(outputs * cols), x = random.floats(rows * cols);
+  const StoredRows q4(DType::Q4_0, values, outputs, cols), q8(DType::Q8_0, values, outputs, cols);
+  const StoredRows floats(DType::F32, values, outputs, cols);
+  ChannelMatrix a(4, outputs, cols, 1, &random), b(4, outputs, cols, 1, &random);
+  a.matrix.input_scale = 0.02f;
+  b.matrix.input_scale = 0.03f;
+  const Matrix of_q4 = {DType::Q4_0, outputs, cols, q4.data()}, of_q8 = {DType::Q8_0, outputs, cols, q8.data()};
+  const Matrix of_floats = {DType::F32, outputs, cols, floats.data()};
+  const auto refuses = [&](const Matrix& gate, const Matrix& up, bool rounds) {
+    ThreadPool pool(2);
+    MatmulInput input;
+    input.set(x.data(), rows, cols);
+    std::vector<float> y(static_cast<size_t>(rows * outputs), 7.0f);
+    const auto activate = vector_kernels(GetParam()).gelu_multiply;
+    EXPECT_FALSE(matmul_gated({GetParam(), rounds}, pool, input, {&gate, &up, activate, y.data()}));
+    EXPECT_EQ(y, std::vector<float>(y.size(), 7.0f));
+  };
+  refuses(of_q4, of_q8, true);
+  refuses(a.matrix, b.matrix, true);
+  refuses(of_floats, of_floats, true);
+  refuses(of_q4, of_q4, false);
 }
 
 // Of a lone row, neighbours of one type and grid are one loop over their rows.
