@@ -135,6 +135,8 @@ const std::vector<Key>& keys() {
        "weight of the generalized Jensen-Shannon divergence: jsd_beta KL(teacher, m) + (1 - jsd_beta) KL(student, m)"},
       {"train", "jsd_beta", &Recipe::jsd_beta, {0.01, 0.99}, fixed,
        "of jsd: the teacher's share in the distribution m between teacher and student; 0.5 is the usual one"},
+      {"train", "hidden", &Recipe::hidden, {0, kMost}, fixed,
+       "weight of the relative squared error of what layers pass on, beside the teacher's; falls to 0 by half the run"},
       {"train", "ce", &Recipe::ce, {0, kMost}, fixed, "weight of the cross-entropy with the text"},
       {"train", "temperature", &Recipe::temperature, {0.01, 100}, fixed,
        "temperature of both distributions in kl, reverse_kl and jsd"},
@@ -388,6 +390,12 @@ void check_losses(const Recipe& r) {
   if (!distills(r) && (r.teacher_top_k > 0 || r.teacher_cache))
     fail("recipe: [train] ", r.teacher_cache ? "teacher_cache" : "teacher_top_k",
          ": kl, reverse_kl and jsd are all 0: there is no teacher");
+  if (r.hidden > 0.0 && (!distills(r) || r.teacher_cache || r.blockwise))
+    fail("recipe: [train] hidden compares with what the teacher's layers pass on: expected 0 ",
+         r.blockwise       ? "with blockwise, which compares layer by layer already"
+         : r.teacher_cache ? "with teacher_cache, which holds logits only"
+                           : "where kl, reverse_kl and jsd are all 0 and there is no teacher",
+         ", found ", r.hidden);
   if (r.teacher_cache && r.teacher_top_k == 0)
     fail(
         "recipe: [train] teacher_cache: expected teacher_top_k of at least 1 (64, say), found 0: all logits of every "

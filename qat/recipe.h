@@ -59,6 +59,7 @@ struct Recipe {
   // The loss: a weighted sum (qat/train/losses.h).
   double kl = 1.0, reverse_kl = 0.0, jsd = 0.0, ce = 0.0;
   double jsd_beta = 0.5;       // the teacher's share in the mean distribution
+  double hidden = 0.0;         // of the relative squared error of what layers pass on; falls to 0 by half the run
   double temperature = 1.0;    // of the divergences
   bool teacher_cache = false;  // the teacher's top k are computed once, into OUT/teacher_top_k.safetensors
   int64_t teacher_top_k = 0;   // teacher logits that the divergences know by name, the rest as one tail; 0: all

@@ -302,4 +302,15 @@ TopK teacher_top_k(const HeadInput& teacher, int64_t k, double temperature, int6
   return {torch::cat(ids), torch::cat(log_p), torch::cat(log_tail)};
 }
 
+torch::Tensor hidden_loss(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher) {
+  QAT_CHECK(!student.empty() && student.size() == teacher.size());
+  constexpr double kLeast = 1e-20;  // of a square, which zeros have none of
+  torch::Tensor sum = torch::zeros({}, student.front().options());
+  for (size_t i = 0; i < student.size(); ++i) {
+    const torch::Tensor error = (student[i] - teacher[i]).square().sum(-1);
+    sum = sum + (error / teacher[i].square().sum(-1).clamp_min(kLeast)).mean();
+  }
+  return sum / static_cast<double>(student.size());
+}
+
 }  // namespace qat

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fakequant/libtorch.h"
 #include "qat/recipe.h"
@@ -56,6 +57,10 @@ Losses head_losses(const HeadInput& student, const HeadInput* teacher, const tor
 // The same against a teacher that has run before: its top k at options.temperature.
 Losses head_losses(const HeadInput& student, const TopK& teacher, const torch::Tensor& targets,
                    const LossOptions& options);
+
+// How far what layers pass on is from the teacher's: squared error relative to the teacher's square, mean over tokens
+// and layers. Both: per layer (batch, length, hidden). Differentiable in `student`.
+torch::Tensor hidden_loss(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher);
 
 // The k largest probabilities at the temperature, normalized over the whole vocabulary (k at most its size).
 TopK teacher_top_k(const HeadInput& teacher, int64_t k, double temperature, int64_t chunk);

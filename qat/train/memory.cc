@@ -256,8 +256,10 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
   const int64_t logits = workers * chunk * c.vocab * ((teacher != nullptr ? 2 : 1) + (parts.loops ? 0 : 3));
   const bool lora = recipe.lora_rank > 0;
   const int64_t head_gradient = lora ? 0 : 2 * workers * c.vocab * c.hidden;
-  const int64_t round = kFloat * (tokens * (kept_floats(c, recipe.gradient_checkpointing, parts) + 3 * c.hidden) +
-                                  logits + head_gradient);
+  // What the teacher's layers pass on, and how far the student's are from it.
+  const int64_t states = recipe.hidden > 0.0 ? 2 * static_cast<int64_t>(c.layers.size()) * c.hidden : 0;
+  const int64_t kept = kept_floats(c, recipe.gradient_checkpointing, parts) + 3 * c.hidden + states;
+  const int64_t round = kFloat * (tokens * kept + logits + head_gradient);
   need.activations = round;
   // Adapters: the first worker's go on at once, and then a matrix, its sum, that sum rounded and its gradient exist.
   need.gradients =

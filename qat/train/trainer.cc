@@ -138,8 +138,12 @@ class Run {
     return recipe_.dampening * 0.5 * (1.0 - std::cos(std::acos(-1.0) * std::min(1.0, progress)));
   }
   StepReport train_step(int64_t step);
+  // Weight of hidden_loss(): layers are told what the teacher's say while codes are still being found.
+  double hidden_weight(int64_t step) const {
+    return recipe_.hidden * std::max(0.0, 1.0 - 2.0 * static_cast<double>(step) / static_cast<double>(recipe_.steps));
+  }
   StepReport train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
-                             const LossOptions& loss) const;
+                             const LossOptions& loss, double hidden) const;
   HeadInput run_model(const Model& model, const ForwardWeights& weights, const torch::Tensor& ids,
                       const ForwardOptions& options) const;
   // Mean losses on the held-out sequences of `weights`, against the teacher when there is one.
@@ -242,6 +246,11 @@ Run::Run(const TrainRequest& request)
     if (recipe_.teacher_top_k > model_.config().vocab)
       fail("recipe: [train] teacher_top_k: expected at most the vocabulary of ", model_.config().vocab, ", found ",
            recipe_.teacher_top_k);
+    const ModelConfig &taught = model_.config(), &teaching = teacher_->config();
+    if (recipe_.hidden > 0.0 && (taught.hidden != teaching.hidden || taught.layers.size() != teaching.layers.size()))
+      fail(checkpoint.directory(), ": teacher: [train] hidden compares layers: expected the model's ",
+           taught.layers.size(), " of width ", taught.hidden, ", found ", teaching.layers.size(), " of width ",
+           teaching.hidden);
     teacher_weights_ = teacher_->forward_weights();
   }
   int64_t gradient_bytes = 0;
@@ -392,23 +401,41 @@ void Run::calibrate() {
   averages_.restart();
 }
 
+namespace {
+
+// The options, and what each layer passes on is kept in `states`.
+ForwardOptions keeping(ForwardOptions options, std::vector<torch::Tensor>* states) {
+  options.residual_hook = [states](size_t index, const torch::Tensor& h) {
+    if (index > 0) states->push_back(h);  // 0 is the embedding
+    return h;
+  };
+  return options;
+}
+
+}  // namespace
+
 // Forward and backward pass of some of a step's sequences: its gradients are left in `weights`, its part of the means
 // is returned.
 StepReport Run::train_sequences(const Batch& batch, const ForwardWeights& weights, const ForwardOptions& forward,
-                                const LossOptions& loss) const {
+                                const LossOptions& loss, double hidden) const {
+  std::vector<torch::Tensor> student_states, teacher_states;
   HeadInput teacher;
   if (teacher_ != nullptr && cache_ == nullptr) {
     const torch::NoGradGuard no_grad;
-    teacher = run_model(*teacher_, teacher_weights_, batch.ids, {});
+    teacher = run_model(*teacher_, teacher_weights_, batch.ids,
+                        hidden > 0.0 ? keeping({}, &teacher_states) : ForwardOptions{});
   }
-  const HeadInput student = run_model(model_, weights, batch.ids, forward);
+  const HeadInput student =
+      run_model(model_, weights, batch.ids, hidden > 0.0 ? keeping(forward, &student_states) : forward);
   const Losses losses = cache_ != nullptr
                             ? head_losses(student, cache_->read(batch.rows, device_), batch.targets, loss)
                             : head_losses(student, teacher_ != nullptr ? &teacher : nullptr, batch.targets, loss);
   const double share = static_cast<double>(batch.ids.size(0)) / static_cast<double>(recipe_.batch * recipe_.accumulate);
-  (losses.total * share).backward();
+  const torch::Tensor total =
+      hidden > 0.0 ? losses.total + hidden_loss(student_states, teacher_states) * hidden : losses.total;
+  (total * share).backward();
   StepReport report;
-  report.loss = losses.total.item<double>() * share;
+  report.loss = total.item<double>() * share;
   report.kl = losses.kl * share;
   report.ce = losses.cross_entropy * share;
   return report;
@@ -433,7 +460,7 @@ StepReport Run::train_step(int64_t step) {
     std::vector<StepReport> parts(static_cast<size_t>(workers_));
     run_workers(workers_, info_.threads, [&](int64_t worker) {
       const auto w = static_cast<size_t>(worker);
-      parts[w] = train_sequences(batches[w], shared.of(worker), forward, loss);
+      parts[w] = train_sequences(batches[w], shared.of(worker), forward, loss, hidden_weight(step));
     });
     for (const StepReport& part : parts) {
       report.loss += part.loss;

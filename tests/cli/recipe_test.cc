@@ -203,6 +203,12 @@ TEST(Recipe, ImpossibleRunsAreRefused) {
   EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0; }), HasSubstr("there is no loss"));
   EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0, r.ce = 1, r.teacher_top_k = 8; }), HasSubstr("teacher_top_k: kl"));
   EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0, r.ce = 1, r.teacher_cache = true; }), HasSubstr("there is no teacher"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.kl = 0, r.ce = 1, r.hidden = 1; }),
+              HasSubstr("and there is no teacher, found 1"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.hidden = 0.5, r.teacher_top_k = 64, r.teacher_cache = true; }),
+              HasSubstr("hidden compares with what the teacher's layers pass on: expected 0 with teacher_cache"));
+  EXPECT_THAT(invalid([](Recipe& r) { r.hidden = 0.5, r.blockwise = true; }), HasSubstr("expected 0 with blockwise"));
+  EXPECT_EQ(invalid([](Recipe& r) { r.hidden = 1; }), "no error");
   EXPECT_THAT(invalid([](Recipe& r) { r.teacher_cache = true; }),
               HasSubstr("teacher_cache: expected teacher_top_k of at least 1 (64, say), found 0"));
   EXPECT_THAT(invalid([](Recipe& r) { r.jsd_beta = 1; }), HasSubstr("jsd_beta: expected number from 0.01 to 0.99"));

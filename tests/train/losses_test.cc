@@ -229,6 +229,20 @@ TEST(HeadLosses, KlOfAWorkedExample) {
   EXPECT_NEAR(losses.cross_entropy, std::log(2.0), 1e-7);
 }
 
+TEST(HiddenLoss, IsRelativeToEachTokensSquare) {
+  // Two layers of (1, 2, 2): off by a half of the teacher's in one token, right in the other; off by all of it in both.
+  const torch::Tensor teacher = torch::tensor({3.0f, 4.0f, 30.0f, 40.0f}).reshape({1, 2, 2});
+  const torch::Tensor half = (teacher * torch::tensor({0.5f, 1.0f}).reshape({1, 2, 1})).requires_grad_();
+  const torch::Tensor none = torch::zeros({1, 2, 2}).requires_grad_();
+  const torch::Tensor loss = hidden_loss({half, none}, {teacher, teacher});
+  EXPECT_FLOAT_EQ(loss.item<float>(), (0.25f / 2 + 1.0f) / 2);
+  loss.backward();
+  // 2 (s - t) / |t|^2, of two tokens and two layers.
+  const torch::Tensor expected = torch::tensor({-1.5f, -2.0f, 0.0f, 0.0f}).reshape({1, 2, 2}) * 2 / 25 / 4;
+  EXPECT_TRUE(torch::allclose(half.grad(), expected, 1e-6, 1e-9)) << half.grad();
+  EXPECT_EQ(hidden_loss({torch::zeros({1, 1, 2})}, {torch::zeros({1, 1, 2})}).item<float>(), 0.0f);
+}
+
 TEST(HeadLosses, EqualModelsHaveNoKlAndNoGradient) {
   Example e = make_example(5.0);
   e.teacher = {e.student.hidden.detach(), e.student.weight.detach(), 5.0};

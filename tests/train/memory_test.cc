@@ -66,14 +66,16 @@ class Memory : public Trainer {
 
 TEST_F(Memory, IsWithin15PercentOfWhatARunTakes) {
   if (QAT_SANITIZED) GTEST_SKIP() << "sanitizers have memory of their own";
-  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile"), lora = large("lora");
+  Recipe plain = large("plain"), checkpointed = large("checkpointed"), mobile = large("mobile"), lora = large("lora"),
+         hidden = large("hidden");
   lora.lora_rank = 4;
   lora.batch = 32;
   checkpointed.gradient_checkpointing = true;
   mobile.plan = "mobile";
   mobile.batch = 32;
   mobile.activations_after = 0.0;
-  for (const Recipe& r : {plain, checkpointed, mobile, lora}) {
+  hidden.hidden = 1.0;
+  for (const Recipe& r : {plain, checkpointed, mobile, lora, hidden}) {
     const Said said = run(r);
     EXPECT_NEAR(said.need, said.peak, 0.15 * said.peak) << r.out;
   }
@@ -96,6 +98,7 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).optimizer, base.optimizer / 5);
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
   EXPECT_GT(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
+  EXPECT_GT(change([](Recipe& r) { r.hidden = 1.0; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
   EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales
 }

@@ -223,6 +223,33 @@ TEST_F(Trainer, AccumulationAndGradientCheckpointingChangeOnlyRoundings) {
   }
 }
 
+// Its weight falls to 0 by half the run: 0.6 and 0.2 of the recipe's in the first two of five steps.
+TEST_F(Trainer, HiddenStatesCountUntilHalfOfTheRun) {
+  const Recipe without = recipe("without");
+  Recipe with = recipe("with"), more = recipe("more"), threads = recipe("threads");
+  with.hidden = 1.0;
+  more.hidden = 2.0;
+  threads.hidden = 1.0;
+  threads.threads = 2;
+  for (const Recipe& r : {without, with, more, threads}) train(r);
+  const auto losses = [](const Recipe& r, const char* key) {
+    std::vector<double> values;
+    for (const Json& line : metrics(r))
+      if (line.contains("loss")) values.push_back(line[key]);
+    return values;
+  };
+  const std::vector<double> total = losses(with, "loss"), kl = losses(with, "kl"), plain = losses(without, "loss");
+  ASSERT_EQ(total.size(), 5u);
+  const double first = total[0] - kl[0];
+  EXPECT_GT(first, 1e-4);
+  EXPECT_DOUBLE_EQ(kl[0], plain[0]);
+  EXPECT_NEAR(losses(more, "loss")[0] - losses(more, "kl")[0], 2 * first, 1e-6);
+  EXPECT_GT(total[1] - kl[1], 0.0);
+  for (size_t i = 2; i < 5; ++i) EXPECT_NEAR(total[i], kl[i], 1e-7) << "step " << i + 1;
+  EXPECT_NE(total[4], plain[4]);
+  EXPECT_NEAR(losses(threads, "loss")[0], total[0], 1e-6) << "a mean over tokens, whoever computes them";
+}
+
 TEST_F(Trainer, StopsAtALossThatIsNotFinite) {
   const Recipe r = recipe("run");
   g_stop_signal = SIGINT;
