@@ -27,8 +27,8 @@ std::string verbatim(const std::string& text) {
 std::string models_table(const Report& report) {
   std::string out;
   add_row(&out, {"model", "made", "file size (bytes)", "bits per weight", "perplexity", "perplexity ÷ float's",
-                 "gap closed (%)", "mean KLD (nats per token)", "KLD median (nats)", "90 %", "99 %", "99.9 %",
-                 "maximum", "same top token (%)"});
+                 "gap closed (%)", "mean KLD (nats per token)", "same top token (%)", "KLD median (nats)", "90 %",
+                 "99 %", "99.9 %", "maximum"});
   add_row(&out, {"---", "---",
                  "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:"});
   for (const ReportRow& row : report_rows(report)) {
@@ -39,9 +39,9 @@ std::string models_table(const Report& report) {
                                       with_error(row.perplexity, row.perplexity_error),
                                       with_error(row.ratio, row.ratio_error),
                                       row.closed,
-                                      with_error(row.kld, row.kld_error)};
+                                      with_error(row.kld, row.kld_error),
+                                      with_error(row.top, row.top_error)};
     cells.insert(cells.end(), row.percentiles.begin(), row.percentiles.end());
-    cells.push_back(with_error(row.top, row.top_error));
     add_row(&out, cells);
   }
   return out;
