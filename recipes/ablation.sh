@@ -3,7 +3,7 @@
 # `qat eval` finds in the results, against the float model on text that was not trained on.
 # usage: recipes/ablation.sh MODEL_DIR RECIPE.toml EVAL_TEXT CONTEXT TRAIN_TEXT OUT_DIR VARIANTS
 #   e.g. SEEDS="1 2 3" recipes/ablation.sh stories260K recipes/stories260k.toml eval.txt 256 train.txt runs/ablation recipes/ablation/stories260k.txt
-# VARIANTS: a line for each, "NAME KEY=VALUE KEY=VALUE ..."; # begins a comment. Data are the float model's own text (teacher=no: not) and
+# VARIANTS: a line for each, "NAME KEY=VALUE KEY=VALUE ..."; # begins a comment, {seed} is the run's seed. Data are the float model's own text (teacher=no: not) and
 # TRAIN_TEXT, copies=N times. SEEDS (default 1), JOBS runs at a time (2), THREADS of each (1), DEVICE (cpu), EVAL_BYTES of the text (200000).
 set -euo pipefail
 [ $# = 7 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
@@ -25,7 +25,7 @@ one() {
     case $assignment in
       copies=*) copies=${assignment#*=} ;;
       teacher=no) settings=("${settings[@]:2}") ;;
-      *) settings+=(--set "$assignment") ;;
+      *) settings+=(--set "${assignment//\{seed\}/$seed}") ;;
     esac
   done
   while [ "$copies" -gt 0 ]; do settings+=(--data "$train_text") copies=$((copies - 1)); done
