@@ -108,10 +108,25 @@ bool is_mobile_directory(const std::string& directory) {
   return fs::exists(config, ignored) && is_mobile_config(read_file(config, kMaxConfigBytes));
 }
 
+// Who names the directory of a training run means what it holds.
+void fail_if_run(const std::string& directory) {
+  std::error_code ignored;
+  for (const char* result : {"/quantized", "/hf"}) {
+    if (fs::exists(directory + "/recipe.toml", ignored) && fs::exists(directory + result, ignored))
+      fail(directory, ": this is a run of qat train: its result is ", directory, result);
+  }
+}
+
 // The directory, if it holds float weights.
 const std::string& without_codes(const std::string& directory) {
   if (is_mobile_directory(directory))
     fail(directory, ": expected float weights, found a checkpoint already quantized in the mobile schema");
+  std::error_code ignored;
+  if (fs::exists(directory + "/" + kPlanFile, ignored))
+    fail(directory, ": expected float weights, found a checkpoint already quantized (", kPlanFile, ")");
+  if (fs::is_regular_file(directory, ignored))
+    fail(directory, ": expected the directory of a Hugging Face checkpoint, found a file");
+  if (!fs::exists(directory + "/config.json", ignored)) fail_if_run(directory);
   return directory;
 }
 
@@ -352,6 +367,7 @@ ModelKind detect_model_kind(const std::string& path) {
     if (fs::exists(path + "/" + kPlanFile, ignored)) return ModelKind::quantized_checkpoint;
     if (fs::exists(path + "/config.json", ignored))
       return is_mobile_directory(path) ? ModelKind::mobile : ModelKind::hf_directory;
+    fail_if_run(path);
     fail(path, kLookedFor, ", found a directory without either");
   }
   if (!fs::exists(path, ignored)) fail(path, kLookedFor, ", found nothing");

@@ -100,9 +100,12 @@ Plan plan_from_name(const std::string& name) {
   else if (name == "mobile") plan.mobile = true;
   else if (const DType* target = target_of(name)) plan.target = *target;
   else
-    fail("plan \"", name, "\" is not known; expected none, f32, f16, bf16, q8_0, q4_0 or mobile",
-         name == kDynamicPlan ? "; dynamic is chosen for a model by qat quantize --plan dynamic: name its directory"
-                              : "");
+    fail("plan \"", name,
+         "\": expected none (no quantization), f32, f16, bf16, q8_0, q4_0, mobile or a directory of qat "
+         "quantize --plan dynamic",
+         name == kDynamicPlan                     ? ", which chooses types for a model: name that directory"
+         : name.find_first_of("-/.") != name.npos ? "; there is no such directory"
+                                                  : "");
   return plan;
 }
 

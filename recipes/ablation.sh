@@ -33,7 +33,7 @@ one() {
     mkdir -p "$dir"
     cp -pn "$out/samples-$seed"/{recipe.toml,teacher_samples.safetensors} "$dir/" 2>/dev/null || true
   fi
-  "$qat" train "$recipe" --model "$model" --out "$dir" --threads "$threads" --device "$device" \
+  "$qat" train "$recipe" --model "$model" --out "$dir" --overwrite --threads "$threads" --device "$device" \
     --set seed="$seed" --set checkpoint_every=0 --set eval_text="$out/eval.txt" --set eval_sequences=32 "${settings[@]}" >"$dir.log" 2>&1 \
     && "$qat" eval "$dir/quantized" --base "$model" --text "$out/eval.txt" --context "$context" --threads "$threads" --json >"$dir.json" 2>>"$dir.log" \
     || { echo "$name, seed $seed: failed, see $dir.log" >&2; rm -f "$dir.json"; }

@@ -27,7 +27,7 @@ struct TrainOptions {
   std::vector<std::string> assignments;                      // --set
   std::string model, out, plan, steps, lr, device, threads;  // flags: the keys of the same name
   std::vector<std::string> data;
-  bool resume = false;
+  bool resume = false, overwrite = false;
 };
 
 constexpr const char* kTrainer = "qat-train";
@@ -64,7 +64,7 @@ void check_resumable(const Recipe& recipe) {
   if (conflicts.empty()) return;
   std::string text;
   for (const std::string& conflict : conflicts) text += (text.empty() ? "" : "; ") + conflict;
-  fail(resolved, ": a resumed run cannot change ", text);
+  fail(resolved, ": a resumed run cannot change ", text, "; a new one needs another --out");
 }
 
 // The step of the newest checkpoint, OUT/checkpoints/step-00000100.safetensors; -1 when there is none.
@@ -79,18 +79,43 @@ int64_t newest_step(const std::string& out) {
   return newest;
 }
 
-// A new run may replace a finished one; hours of an unfinished one are not thrown away.
-void check_startable(const Recipe& recipe) {
+// The result of the run in OUT; "" when it has none.
+std::string result_of(const std::string& out) {
+  for (const char* name : {"/quantized", "/hf"}) {
+    if (fs::exists(out + name)) return out + name;
+  }
+  return "";
+}
+
+// A run whose result is there and which has no step or layer left.
+bool is_finished(const std::string& out) {
+  const std::string resolved = out + "/recipe.toml";
+  if (result_of(out).empty() || !fs::exists(resolved) || fs::exists(out + "/blocks")) return false;
+  const int64_t step = newest_step(out);
+  return step < 0 || step >= recipe_from_file(resolved).steps;  // -1: without checkpoints only the end leaves a result
+}
+
+// Neither the hours of an unfinished run nor a result are thrown away unasked.
+void check_startable(const Recipe& recipe, bool overwrite) {
   check_output_directory(recipe.out, "recipe.toml");
-  if (fs::exists(recipe.out + "/blocks"))
-    fail(recipe.out, ": holds an unfinished blockwise run: go on with --resume, or remove ", recipe.out, "/blocks");
+  if (overwrite) return;
+  constexpr const char* kAdvice = "go on with --resume, or throw it away with --overwrite";
+  if (fs::exists(recipe.out + "/blocks")) fail(recipe.out, ": holds an unfinished blockwise run: ", kAdvice);
+  if (is_finished(recipe.out))
+    fail(recipe.out, ": holds a finished run: choose another --out, or throw it away with --overwrite");
   const std::string resolved = recipe.out + "/recipe.toml";
   const int64_t step = newest_step(recipe.out);
   if (step < 0 || !fs::exists(resolved)) return;
-  const int64_t steps = recipe_from_file(resolved).steps;
-  if (step >= steps) return;
-  fail(recipe.out, ": holds an unfinished run (step ", step, " of ", steps, "): go on with --resume, or remove ",
-       recipe.out, "/checkpoints");
+  fail(recipe.out, ": holds an unfinished run (step ", step, " of ", recipe_from_file(resolved).steps, "): ", kAdvice);
+}
+
+// All that a run leaves but what the next one can use: the teacher's samples and logits.
+void remove_run(const std::string& out) {
+  for (const char* name : {"checkpoints", "blocks", "start", "quantized", "hf", "tensorboard", "metrics.jsonl"}) {
+    std::error_code error;
+    fs::remove_all(fs::path(out) / name, error);
+    if (error) fail(out, "/", name, ": cannot remove: ", error.message());
+  }
 }
 
 // What the trainer would find out only after the teacher has written its data.
@@ -164,8 +189,13 @@ void run_train(const TrainOptions& options) {
          "-DQAT_TRAINING=ON (README.md)");
   }
   if (options.resume) check_resumable(recipe);
-  else check_startable(recipe);
+  else check_startable(recipe, options.overwrite);
+  if (options.resume && is_finished(recipe.out)) {
+    std::printf("%s: this run is finished; its result is %s\n", recipe.out.c_str(), result_of(recipe.out).c_str());
+    return;
+  }
   check_inputs(recipe);
+  if (options.overwrite) remove_run(recipe.out);
   std::error_code error;
   fs::create_directories(recipe.out, error);
   if (error) fail(recipe.out, ": cannot create the directory: ", error.message());
@@ -198,8 +228,14 @@ void add_train_command(CLI::App& app) {
   command->add_option("--lr", options->lr, "Peak learning rate")->type_name("X");
   command->add_option("--device", options->device, "cpu, cuda, cuda:1")->type_name("D");
   command->add_option("--threads", options->threads, "Processor threads; 0: all")->type_name("N");
-  command->add_flag("--resume", options->resume,
-                    "Go on from the last checkpoint in the output directory, with its recipe unless one is given");
+  CLI::Option* resume =
+      command->add_flag("--resume", options->resume,
+                        "Go on from the last checkpoint in the output directory, with the recipe it has there; one "
+                        "that is given must be the same, model and data included");
+  command
+      ->add_flag("--overwrite", options->overwrite,
+                 "Throw away the run that the output directory holds, finished or not, and begin anew")
+      ->excludes(resume);
   command->footer(
       "Example:\n  qat train recipes/q4_0.toml --model gemma/ --data text.txt --out runs/gemma-q4\n  qat train "
       "--resume --out runs/gemma-q4");

@@ -310,7 +310,8 @@ Batch Run::held_out_batch(int64_t begin, int64_t end) const {
   return make_batch({data_.eval.row(begin), data_.eval.row(end)}, data_.eval.length, device_);
 }
 
-// Without --resume an unfinished run is not thrown away; a finished one is.
+// Without --resume an unfinished run is not thrown away; of a finished one, which `qat train` refuses, the checkpoints
+// go.
 void Run::resume() {
   fs::create_directories(recipe_.out);
   std::vector<std::string> notices;
@@ -334,7 +335,7 @@ void Run::resume() {
       if (saved.threads != info_.threads)
         std::fprintf(
             stderr,
-            "saved with %lld threads, going on with %lld: the last bits will differ from an uninterrupted run\n",
+            "threads: saved with %lld, going on with %lld: the last bits will differ from an uninterrupted run\n",
             static_cast<long long>(saved.threads), static_cast<long long>(info_.threads));
       info_.step = saved.step;
       calibrated_ = info_.step > stage_step(recipe_.activations_after);
@@ -525,6 +526,11 @@ void Run::log_evaluation(ProgressBar& bar) {
     const double teacher = std::exp(evaluate(*teacher_, teacher_weights_, false).cross_entropy);
     line["eval_teacher_perplexity"] = teacher;
     std::snprintf(text, sizeof text, " (whose perplexity is %.4f)", teacher);
+    shown += text;
+  }
+  if (!calibrated_ && !model_.static_grids().all().empty()) {
+    std::snprintf(text, sizeof text, "; weights alone, activations are rounded from step %lld on",
+                  static_cast<long long>(stage_step(recipe_.activations_after) + 1));
     shown += text;
   }
   metrics_->add(info_.step, line);

@@ -201,6 +201,12 @@ TEST_F(CommandError, PlansAndTypes) {
   ASSERT_EQ(place.qat("export ptq --out ptq.gguf").status, 0);
   expect_error("export ptq.gguf --out x.gguf",
                "ptq.gguf: expected a Hugging Face directory or a quantized checkpoint, found a GGUF file");
+  expect_error("quantize ptq.gguf --plan q4_0 --out x",
+               "ptq.gguf: expected the directory of a Hugging Face checkpoint, found a file");
+  expect_error("quantize ptq --plan q4_0 --out x", "ptq: expected float weights, found a checkpoint already quantized");
+  expect_error("quantize tiny --plan q4_k --out x", "plan \"q4_k\": expected none (no quantization), f32, ",
+               "or a directory of qat quantize --plan dynamic");
+  expect_error("quantize tiny --plan tiny-dynamic --out x", "there is no such directory");
 }
 
 TEST_F(CommandError, DynamicPlans) {
@@ -220,7 +226,7 @@ TEST_F(CommandError, DynamicPlans) {
   expect_error(bare + "--budget 6 --calibrate short.txt", "too short: expected at least 512 tokens, found 10");
   ASSERT_EQ(place.qat("quantize tiny --plan q4_0 --out ptq").status, 0);
   expect_error("quantize tiny --plan ptq --out q", "ptq/qat_plan.json: expected a plan of qat quantize --plan dynamic");
-  expect_error("train --model tiny --plan dynamic --data text.txt --out run", "name its directory");
+  expect_error("train --model tiny --plan dynamic --data text.txt --out run", "name that directory");
   expect_error("train --model tiny --plan ptq --data text.txt --out run", "ptq/qat_plan.json: expected a plan of");
 }
 
