@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <thread>
 
 #include "format/channel_grid.h"
@@ -267,6 +268,87 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
   return need;
 }
 
+// --- Layer by layer ---
+
+namespace {
+
+// Of the stream of all sequences through one of the two models: what LayerStream holds in the last layers.
+int64_t stream_bytes(const ModelConfig& c, int64_t tokens, double bytes_per_table_weight) {
+  std::set<int64_t> read_later;
+  for (size_t i = 0; i < c.layers.size(); ++i)
+    if (c.layers[i].kv_source != static_cast<int64_t>(i)) read_later.insert(c.layers[i].kv_source);
+  int64_t floats = c.hidden * (c.ple > 0 ? 2 : 1) + c.ple;
+  for (const int64_t source : read_later) {
+    const LayerConfig& layer = c.layers[static_cast<size_t>(source)];
+    floats += 2 * layer.kv_heads * layer.head_dim;
+  }
+  // Of the per-layer table the rows of tokens that occur.
+  const double table = static_cast<double>(std::min(tokens, c.vocab)) * static_cast<double>(c.ple) *
+                       static_cast<double>(c.layers.size()) * bytes_per_table_weight;
+  return kFloat * tokens * floats + static_cast<int64_t>(table);
+}
+
+// Bytes of a weight in the per-layer table as the file has it, and on its grid.
+std::pair<double, double> table_widths(const FloatCheckpoint& model, const std::map<std::string, PlanEntry>& resolved) {
+  const TensorInfo* table = find_tensor_info(model.table(), Role::ple_embedding);
+  if (table == nullptr) return {0.0, 0.0};
+  const int64_t cols = table->shape.back();
+  const auto width = [&](DType type) { return static_cast<double>(row_bytes(type, cols)) / static_cast<double>(cols); };
+  return {width(model.dtype(*table)), width(resolved.at(table->name).grid)};
+}
+
+struct LayerWeights {
+  int64_t all = 0, moving = 0;  // elements
+};
+
+LayerWeights weights_of_layer(const FloatCheckpoint& model, const std::map<std::string, PlanEntry>& resolved,
+                              size_t layer) {
+  LayerWeights n;
+  for (const TensorInfo& info : model.table()) {
+    if (info.layer != static_cast<int>(layer)) continue;
+    n.all += elements(info);
+    if (info.kind == TensorKind::linear && resolved.at(info.name).grid == DType::Q4_0) n.moving += elements(info);
+  }
+  return n;
+}
+
+}  // namespace
+
+MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model,
+                                 int64_t threads) {
+  const ModelConfig& c = model.config();
+  const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, model.table(), model.dtypes());
+  MemoryNeed need;
+  need.process = resident_bytes() + kFirstUse;
+  need.data = data_bytes(recipe, c.vocab);
+  const int64_t read = need.data / static_cast<int64_t>(sizeof(int32_t)) / recipe.sequence;
+  const int64_t sequences = std::max<int64_t>(1, std::min(recipe.calibration_sequences, read));
+  const auto [floats, codes] = table_widths(model, resolved);
+  need.streams =
+      stream_bytes(c, sequences * recipe.sequence, floats) + stream_bytes(c, sequences * recipe.sequence, codes);
+  const int64_t batch = std::min(recipe.batch, sequences);
+  Parts parts;
+  parts.loops = uses_cpu_loops(torch::empty({1}));
+  parts.positions = parts.loops || kHasFusedAttention ? 0 : recipe.sequence;
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    const LayerWeights n = weights_of_layer(model, resolved, i);
+    const int64_t workers = workers_for(threads, batch, n.moving * kFloat, torch::kCPU);
+    // As the file has them, as floats, as they are multiplied by; of those that move the float and its offset, the
+    // blocks now, at the start and at best; gradients.
+    const int64_t held = 2 * n.all + 2 * kFloat * n.all + 2 * kFloat * n.moving + 3 * n.moving * 18 / 32;
+    const int64_t gradients = workers * kFloat * n.moving;
+    const int64_t kept = layer_floats(c, i, parts) + backward_floats(c, c.layers[i], parts) + 5 * c.hidden;
+    const int64_t round = kFloat * batch * recipe.sequence * kept;
+    if (held + gradients + round <= need.model + need.gradients + need.activations) continue;
+    need.model = held;
+    need.gradients = gradients;
+    need.activations = round;
+  }
+  return need;
+}
+
+// --- What is said ---
+
 int64_t free_memory(torch::Device device) {
   if (!device.is_cpu()) return cuda_free(device);
   const int64_t available = number_after("/proc/meminfo", "MemAvailable:");  // kB
@@ -275,12 +357,19 @@ int64_t free_memory(torch::Device device) {
 }
 
 std::string memory_text(const MemoryNeed& need, int64_t free) {
-  std::string text = "needs about " + bytes(need.total()) + " of memory (model " + bytes(need.model) + ", optimizer " +
-                     bytes(need.optimizer) + ", gradients " + bytes(need.gradients) + ", activations " +
-                     bytes(need.activations);
-  if (need.teacher > 0) text += ", teacher " + bytes(need.teacher);
-  if (need.process > 0) text += ", LibTorch and data " + bytes(need.process + need.data);
-  text += ")";
+  const std::pair<const char*, int64_t> parts[] = {
+      {"model", need.model},
+      {"optimizer", need.optimizer},
+      {"gradients", need.gradients},
+      {"activations", need.activations},
+      {"streams", need.streams},
+      {"teacher", need.teacher},
+      {"LibTorch and data", need.process > 0 ? need.process + need.data : 0}};
+  std::string text;
+  for (const auto& [name, size] : parts) {
+    if (size > 0) text += (text.empty() ? "" : ", ") + std::string(name) + " " + bytes(size);
+  }
+  text = "needs about " + bytes(need.total()) + " of memory (" + text + ")";
   return free < 0 ? text : text + "; " + bytes(free) + " are free";
 }
 
@@ -288,12 +377,17 @@ void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe) {
   if (free < 0 || need.total() <= free) return;
   std::string advice;
   const auto add = [&](const std::string& text) { advice += (advice.empty() ? "" : ", ") + text; };
-  if (recipe.batch > 1) add("a smaller batch with a larger accumulate");
-  if (!recipe.gradient_checkpointing) add("gradient_checkpointing = true");
-  if (recipe.loss_chunk > 256) add("a smaller loss_chunk");
-  if (recipe.optimizer == "adamw") add("optimizer = \"adamw8bit\"");
+  if (recipe.blockwise) {
+    if (recipe.calibration_sequences > 16) add("fewer calibration_sequences");
+    if (recipe.batch > 1) add("a smaller batch");
+  } else {
+    if (recipe.batch > 1) add("a smaller batch with a larger accumulate");
+    if (!recipe.gradient_checkpointing) add("gradient_checkpointing = true");
+    if (recipe.loss_chunk > 256) add("a smaller loss_chunk");
+    if (recipe.optimizer == "adamw") add("optimizer = \"adamw8bit\"");
+  }
   if (recipe.sequence > 256) add("a shorter sequence");
-  if (recipe.lora_rank == 0 && recipe.plan != "none") add("lora_rank = 16");
+  if (!recipe.blockwise && recipe.lora_rank == 0 && recipe.plan != "none") add("lora_rank = 16");
   fail("this run ", memory_text(need, free), (advice.empty() ? "" : ": try ") + advice);
 }
 
@@ -305,11 +399,9 @@ void announce_memory(const Recipe& recipe, const Plan& plan) {
   if (other) teacher = std::make_unique<FloatCheckpoint>(recipe.teacher);
   const int64_t threads =
       recipe.threads > 0 ? recipe.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
-  const MemoryNeed need = memory_need(recipe, plan, model,
-                                      other    ? teacher.get()
-                                      : taught ? &model
-                                               : nullptr,
-                                      threads, device);
+  const FloatCheckpoint* teaching = other ? teacher.get() : taught ? &model : nullptr;
+  const MemoryNeed need = recipe.blockwise ? blockwise_memory_need(recipe, plan, model, threads)
+                                           : memory_need(recipe, plan, model, teaching, threads, device);
   const int64_t free = free_memory(device);
   check_memory(need, free, recipe);
   std::fprintf(stderr, "%s\n", memory_text(need, free).c_str());

@@ -20,12 +20,17 @@ struct MemoryNeed {
   int64_t gradients = 0;    // of all weights, for each worker
   int64_t activations = 0;  // what a round keeps between forward and backward pass, and its logits
   int64_t teacher = 0;      // its weights
-  int64_t total() const { return process + data + model + optimizer + gradients + activations + teacher; }
+  int64_t streams = 0;      // layer by layer: what all sequences are between two layers, float and quantized
+  int64_t total() const { return process + data + model + optimizer + gradients + activations + teacher + streams; }
 };
 
 // teacher: nullptr for none. threads: as set_threads() gave them.
 MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model,
                        const FloatCheckpoint* teacher, int64_t threads, torch::Device device);
+
+// Of [train] blockwise: the largest layer with its roundings, and the streams. Not counted: what GPTQ needs where it
+// begins (init).
+MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t threads);
 
 // What this process may have, with what it has already: the least of MemAvailable and of what its control groups leave
 // it; on a CUDA device what the driver says is free. -1: unknown.

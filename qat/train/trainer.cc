@@ -615,8 +615,8 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
-  if (request.recipe.blockwise) return train_blockwise(request, plan_of(request.recipe));
   announce_memory(request.recipe, plan_of(request.recipe));
+  if (request.recipe.blockwise) return train_blockwise(request, plan_of(request.recipe));
   return Run(request).execute();
 }
 
