@@ -111,10 +111,12 @@ bool is_mobile_directory(const std::string& directory) {
 // Who names the directory of a training run means what it holds.
 void fail_if_run(const std::string& directory) {
   std::error_code ignored;
+  if (!fs::exists(directory + "/recipe.toml", ignored)) return;
+  std::string results;
   for (const char* result : {"/quantized", "/hf"}) {
-    if (fs::exists(directory + "/recipe.toml", ignored) && fs::exists(directory + result, ignored))
-      fail(directory, ": this is a run of qat train: its result is ", directory, result);
+    if (fs::exists(directory + result, ignored)) results += (results.empty() ? "" : " or ") + directory + result;
   }
+  if (!results.empty()) fail(directory, ": this is a run of qat train: name its result, ", results);
 }
 
 // The directory, if it holds float weights.

@@ -100,12 +100,11 @@ Plan plan_from_name(const std::string& name) {
   else if (name == "mobile") plan.mobile = true;
   else if (const DType* target = target_of(name)) plan.target = *target;
   else
-    fail("plan \"", name,
-         "\": expected none (no quantization), f32, f16, bf16, q8_0, q4_0, mobile or a directory of qat "
-         "quantize --plan dynamic",
-         name == kDynamicPlan                     ? ", which chooses types for a model: name that directory"
-         : name.find_first_of("-/.") != name.npos ? "; there is no such directory"
-                                                  : "");
+    fail(
+        "plan \"", name,
+        "\": expected none (no quantization), f32, f16, bf16, q8_0, q4_0, mobile or a directory of qat quantize --plan "
+        "dynamic",
+        name == kDynamicPlan ? ", which chooses types for a model: name that directory" : "");
   return plan;
 }
 
@@ -119,6 +118,8 @@ Plan plan_from_name_or_file(const std::string& text) {
 
 Plan plan_from_file(const std::string& path) {
   const std::string file = std::filesystem::is_directory(path) ? path + "/qat_plan.json" : path;
+  if (!std::filesystem::exists(file))
+    fail("plan ", path, ": expected a directory of qat quantize --plan dynamic, with ", file);
   const Json json = plan_json(read_file(file, kMostPlanBytes), file);
   Plan plan = plan_from_name("q4_0");
   plan.name = kDynamicPlan;

@@ -536,7 +536,8 @@ void validate_recipe(const Recipe& r) {
   check_init(r);
   check_mobile(r);
   if (r.warmup > r.steps && !r.blockwise)
-    fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup, " (--set warmup=N)");
+    fail("recipe: [train] warmup: expected at most steps = ", r.steps, ", found ", r.warmup,
+         "; set it too: --set warmup=N");
   check_losses(r);
   check_optimizer(r.optimizer);
   check_lora(r);

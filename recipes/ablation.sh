@@ -3,8 +3,8 @@
 # `qat eval` finds in the results, against the float model on text that was not trained on.
 # usage: recipes/ablation.sh MODEL_DIR RECIPE.toml EVAL_TEXT CONTEXT TRAIN_TEXT OUT_DIR VARIANTS
 #   e.g. SEEDS="1 2 3" recipes/ablation.sh stories260K recipes/stories260k.toml eval.txt 256 train.txt runs/ablation recipes/ablation/stories260k.txt
-# VARIANTS: a line for each, "NAME KEY=VALUE KEY=VALUE ..."; # begins a comment, {seed} is the run's seed. Data are the float model's own text (teacher=no: not) and
-# TRAIN_TEXT, copies=N times. SEEDS (default 1), JOBS runs at a time (2), THREADS of each (1), DEVICE (cpu), EVAL_BYTES of the text (200000).
+# VARIANTS: a line for each, "NAME KEY=VALUE KEY=VALUE ..."; # begins a comment, {seed} is the run's seed. Data are the float model's own text
+# (teacher=no: not) and TRAIN_TEXT, copies=N times. SEEDS (default 1), JOBS runs at a time (2), THREADS of each (1), DEVICE (cpu), EVAL_BYTES of the text (200000).
 set -euo pipefail
 [ $# = 7 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 export model=$1 recipe=$2 eval_text=$3 context=$4 train_text=$5 out=$6
@@ -21,6 +21,7 @@ one() {
   local name=$1 seed=$2 dir=$out/$1-$2 settings=(--data teacher) assignment copies=1
   shift 2
   [ -s "$dir.json" ] && return  # finished before
+  rm -rf "$dir"                 # what an interrupted one left
   for assignment in "$@"; do
     case $assignment in
       copies=*) copies=${assignment#*=} ;;
@@ -33,7 +34,7 @@ one() {
     mkdir -p "$dir"
     cp -pn "$out/samples-$seed"/{recipe.toml,teacher_samples.safetensors} "$dir/" 2>/dev/null || true
   fi
-  "$qat" train "$recipe" --model "$model" --out "$dir" --overwrite --threads "$threads" --device "$device" \
+  "$qat" train "$recipe" --model "$model" --out "$dir" --threads "$threads" --device "$device" \
     --set seed="$seed" --set checkpoint_every=0 --set eval_text="$out/eval.txt" --set eval_sequences=32 "${settings[@]}" >"$dir.log" 2>&1 \
     && "$qat" eval "$dir/quantized" --base "$model" --text "$out/eval.txt" --context "$context" --threads "$threads" --json >"$dir.json" 2>>"$dir.log" \
     || { echo "$name, seed $seed: failed, see $dir.log" >&2; rm -f "$dir.json"; }

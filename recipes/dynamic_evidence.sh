@@ -41,7 +41,8 @@ trained() {
   [ "$1" = dyna ] || plan=q4_0
   [ "$1" = dyna ] || [ "$budget" = q4_0 ] || settings=(--set embedding_type=q4_0 --set output_type=q4_0)
   for assignment in ${SET:-}; do settings+=(--set "$assignment"); done
-  "$qat" train "$RECIPE" --model "$model" --plan "$plan" --data "$train_text" --out "$name" --overwrite --threads 1 \
+  rm -rf "$name"  # what an interrupted one left: it has no checkpoints
+  "$qat" train "$RECIPE" --model "$model" --plan "$plan" --data "$train_text" --out "$name" --threads 1 \
     --set seed="$2" --set checkpoint_every=0 "${settings[@]}" >"$name.log" 2>&1
   "$qat" export "$name/quantized" --format gguf --out "$name.gguf" >/dev/null
   "$qat" eval "$name.gguf" --text "$out/eval.txt" --context "$context" --base "$model" --threads 1 --json >"$name.json"

@@ -42,7 +42,10 @@ for seed in $seeds; do
   [ ! -s "$out/qat-$seed.gguf" ] || continue
   echo "== QAT ($recipe), seed $seed" >&2
   started=$(date +%s)
-  "$qat" train "$recipe" --model "$model" "${data[@]}" --out "$out/qat-$seed" --overwrite --threads "${THREADS:-0}" --device "${DEVICE:-cpu}" --set seed="$seed"
+  resume=()
+  [ ! -d "$out/qat-$seed/checkpoints" ] || resume=(--resume)
+  "$qat" train "$recipe" "${resume[@]}" --model "$model" "${data[@]}" --out "$out/qat-$seed" --threads "${THREADS:-0}" \
+    --device "${DEVICE:-cpu}" --set seed="$seed"
   "$qat" export "$out/qat-$seed/quantized" --format gguf --out "$out/qat-$seed.gguf"
   echo "$(($(date +%s) - started))" >"$out/qat-$seed.seconds"
 done

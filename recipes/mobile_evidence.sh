@@ -45,7 +45,9 @@ for seed in $seeds; do
   if [ ! -e "$out/$name/quantized/model.safetensors" ]; then
     echo "== QAT ($recipe), seed $seed" >&2
     started=$(date +%s)
-    "$qat" train "$recipe" --model "$model" "${data[@]}" --set eval_text="$eval_text" --set seed="$seed" --threads "${THREADS:-0}" \
+    resume=()
+    [ ! -d "$out/$name/checkpoints" ] || resume=(--resume)
+    "$qat" train "$recipe" "${resume[@]}" --model "$model" "${data[@]}" --set eval_text="$eval_text" --set seed="$seed" --threads "${THREADS:-0}" \
       --device "${DEVICE:-cpu}" --out "$out/$name"
     echo "seed $seed, training, samples included: $(($(date +%s) - started)) s" | tee -a "$out/time.txt" >&2
   fi

@@ -11,7 +11,10 @@ shoot() {  # OUT FLAG...
   local out=$1
   shift
   # the window is taller than the picture: headless windows give some of their height to a bar that is not drawn
-  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size="$width,$((height + 200))" "$@" --screenshot="$out.part.png" "file://$page" 2>/dev/null
+  # --no-sandbox: for root, in a container; the page is our own and runs no script
+  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size="$width,$((height + 200))" "$@" \
+    --screenshot="$out.part.png" "file://$page" 2>"$out.log" || { cat "$out.log" >&2; exit 1; }
+  rm "$out.log"
   /usr/bin/python3 -c '
 import sys
 from PIL import Image
@@ -21,4 +24,5 @@ Image.open(part).convert("RGB").crop((0, 0, width, height)).save(out, optimize=T
   echo "$out"
 }
 shoot "$prefix.png"
+# preferredColorScheme 0: dark
 shoot "$prefix-dark.png" --blink-settings=preferredColorScheme=0

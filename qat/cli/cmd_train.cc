@@ -27,7 +27,7 @@ struct TrainOptions {
   std::vector<std::string> assignments;                      // --set
   std::string model, out, plan, steps, lr, device, threads;  // flags: the keys of the same name
   std::vector<std::string> data;
-  bool resume = false, overwrite = false;
+  bool resume = false;
 };
 
 constexpr const char* kTrainer = "qat-train";
@@ -73,49 +73,36 @@ int64_t newest_step(const std::string& out) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(out + "/checkpoints", ignored)) {
     int64_t step = 0;
-    const bool named_so = std::sscanf(entry.path().filename().c_str(), "step-%" SCNd64 ".safetensors", &step) == 1;
-    if (named_so) newest = std::max(newest, step);
+    int end = 0;  // where the pattern ended: a file that is being written has more behind its name
+    const std::string name = entry.path().filename();
+    if (std::sscanf(name.c_str(), "step-%" SCNd64 ".safetensors%n", &step, &end) == 1 && name.size() == size_t(end))
+      newest = std::max(newest, step);
   }
   return newest;
 }
 
-// The result of the run in OUT; "" when it has none.
+// The result of the run in OUT, which is put there whole and last; "" when it has none, or there is no run.
 std::string result_of(const std::string& out) {
-  for (const char* name : {"/quantized", "/hf"}) {
-    if (fs::exists(out + name)) return out + name;
-  }
-  return "";
-}
-
-// A run whose result is there and which has no step or layer left.
-bool is_finished(const std::string& out) {
   const std::string resolved = out + "/recipe.toml";
-  if (result_of(out).empty() || !fs::exists(resolved) || fs::exists(out + "/blocks")) return false;
-  const int64_t step = newest_step(out);
-  return step < 0 || step >= recipe_from_file(resolved).steps;  // -1: without checkpoints only the end leaves a result
+  if (!fs::exists(resolved)) return "";
+  const std::string result = out + (recipe_from_file(resolved).plan == "none" ? "/hf" : "/quantized");
+  return fs::exists(result) ? result : "";
 }
 
-// Neither the hours of an unfinished run nor a result are thrown away unasked.
-void check_startable(const Recipe& recipe, bool overwrite) {
+// Neither a result nor the hours of an unfinished run are written over.
+void check_startable(const Recipe& recipe) {
   check_output_directory(recipe.out, "recipe.toml");
-  if (overwrite) return;
-  constexpr const char* kAdvice = "go on with --resume, or throw it away with --overwrite";
-  if (fs::exists(recipe.out + "/blocks")) fail(recipe.out, ": holds an unfinished blockwise run: ", kAdvice);
-  if (is_finished(recipe.out))
-    fail(recipe.out, ": holds a finished run: choose another --out, or throw it away with --overwrite");
+  if (!result_of(recipe.out).empty())
+    fail(recipe.out, ": holds a finished run: choose another --out, or remove ", recipe.out);
+  for (const char* part : {"/blocks", "/start"}) {
+    if (fs::exists(recipe.out + part))
+      fail(recipe.out, ": holds an unfinished blockwise run: go on with --resume, or remove ", recipe.out);
+  }
   const std::string resolved = recipe.out + "/recipe.toml";
   const int64_t step = newest_step(recipe.out);
   if (step < 0 || !fs::exists(resolved)) return;
-  fail(recipe.out, ": holds an unfinished run (step ", step, " of ", recipe_from_file(resolved).steps, "): ", kAdvice);
-}
-
-// All that a run leaves but what the next one can use: the teacher's samples and logits.
-void remove_run(const std::string& out) {
-  for (const char* name : {"checkpoints", "blocks", "start", "quantized", "hf", "tensorboard", "metrics.jsonl"}) {
-    std::error_code error;
-    fs::remove_all(fs::path(out) / name, error);
-    if (error) fail(out, "/", name, ": cannot remove: ", error.message());
-  }
+  fail(recipe.out, ": holds an unfinished run (step ", step, " of ", recipe_from_file(resolved).steps,
+       "): go on with --resume, or remove ", recipe.out);
 }
 
 // What the trainer would find out only after the teacher has written its data.
@@ -189,13 +176,12 @@ void run_train(const TrainOptions& options) {
          "-DQAT_TRAINING=ON (README.md)");
   }
   if (options.resume) check_resumable(recipe);
-  else check_startable(recipe, options.overwrite);
-  if (options.resume && is_finished(recipe.out)) {
-    std::printf("%s: this run is finished; its result is %s\n", recipe.out.c_str(), result_of(recipe.out).c_str());
+  else check_startable(recipe);
+  if (const std::string result = result_of(recipe.out); !result.empty()) {
+    std::printf("%s: this run is finished; its result is %s\n", recipe.out.c_str(), result.c_str());
     return;
   }
   check_inputs(recipe);
-  if (options.overwrite) remove_run(recipe.out);
   std::error_code error;
   fs::create_directories(recipe.out, error);
   if (error) fail(recipe.out, ": cannot create the directory: ", error.message());
@@ -228,14 +214,10 @@ void add_train_command(CLI::App& app) {
   command->add_option("--lr", options->lr, "Peak learning rate")->type_name("X");
   command->add_option("--device", options->device, "cpu, cuda, cuda:1")->type_name("D");
   command->add_option("--threads", options->threads, "Processor threads; 0: all")->type_name("N");
-  CLI::Option* resume =
-      command->add_flag("--resume", options->resume,
-                        "Go on from the last checkpoint in the output directory, with the recipe it has there; one "
-                        "that is given must be the same, model and data included");
-  command
-      ->add_flag("--overwrite", options->overwrite,
-                 "Throw away the run that the output directory holds, finished or not, and begin anew")
-      ->excludes(resume);
+  command->add_flag(
+      "--resume", options->resume,
+      "Go on from the last checkpoint in the output directory, with the recipe that is there; one that is "
+      "given, model and data included, may change only what does not change the result");
   command->footer(
       "Example:\n  qat train recipes/q4_0.toml --model gemma/ --data text.txt --out runs/gemma-q4\n  qat train "
       "--resume --out runs/gemma-q4");

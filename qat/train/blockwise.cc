@@ -15,6 +15,7 @@
 #include "qat/progress.h"
 #include "qat/train/data.h"
 #include "qat/train/layer_rounding.h"
+#include "qat/train/memory.h"
 #include "qat/train/metrics.h"
 #include "qat/train/start_point.h"
 #include "qat/train/workers.h"
@@ -85,6 +86,7 @@ Run::Run(const Recipe& recipe, const Plan& plan)
   }
   if (!any) fail("recipe: [train] blockwise: the plan ", recipe.plan, " has no linear of a layer on Q4_0");
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
+  announce_blockwise_memory(recipe_, plan_, source_, data_.train.count(), threads_);
   ptq_.method = recipe.init == "plain" ? PtqMethod::reference : PtqMethod::mse;
   ptq_.threads = static_cast<int>(recipe.threads);
 }

@@ -52,10 +52,20 @@ LayerStream::LayerStream(const ModelConfig& config, const std::vector<TensorInfo
                  [&](int64_t id) { return std::lower_bound(tokens.begin(), tokens.end(), id) - tokens.begin(); });
   const TensorInfo& embedding = *find_tensor_info(table, Role::token_embedding);
   const Table rows = take_rows(embedding, source, tokens);
-  hidden_ = embed_rows(rows.columns(0, config.hidden), ids_, config.embedding_scale);
+  const torch::Tensor columns = rows.columns(0, config.hidden);
+  hidden_ = torch::empty({ids.size(0), ids.size(1), config.hidden});
+  in_pieces([&](int64_t begin, int64_t count) {
+    hidden_.narrow(0, begin, count).copy_(embed_rows(columns, ids_.narrow(0, begin, count), config.embedding_scale));
+  });
   if (config.ple == 0) return;
   embedded_ = hidden_.clone();
   ple_table_ = take_rows(*find_tensor_info(table, Role::ple_embedding), source, tokens);
+}
+
+void LayerStream::in_pieces(const std::function<void(int64_t begin, int64_t count)>& piece) const {
+  constexpr int64_t kSequences = 8;
+  for (int64_t begin = 0; begin < ids_.size(0); begin += kSequences)
+    piece(begin, std::min(kSequences, ids_.size(0) - begin));
 }
 
 LayerStream::Table LayerStream::take_rows(const TensorInfo& info, const TensorSource& source,
@@ -75,9 +85,15 @@ void LayerStream::enter(size_t layer) {
   const TensorInfo& norm = *find_tensor_info(table_, Role::ple_projection_norm);
   const auto first = static_cast<int64_t>(layer) * config_.ple;
   const StoredRows rows = source_(projection), norm_rows = source_(norm);
-  ple_ = per_layer_input(config_, ple_table_.columns(first, config_.ple),
-                         decode_stored(projection, rows.grid, read_stored(projection, rows, first, config_.ple)),
-                         decode_stored(norm, norm_rows.grid, read_stored(norm, norm_rows, 0, 1)), ids_, embedded_);
+  const torch::Tensor columns = ple_table_.columns(first, config_.ple);
+  const torch::Tensor weight = decode_stored(projection, rows.grid, read_stored(projection, rows, first, config_.ple));
+  const torch::Tensor norm_weight = decode_stored(norm, norm_rows.grid, read_stored(norm, norm_rows, 0, 1));
+  if (!ple_.defined()) ple_ = torch::empty({ids_.size(0), ids_.size(1), config_.ple});
+  in_pieces([&](int64_t begin, int64_t count) {
+    ple_.narrow(0, begin, count)
+        .copy_(per_layer_input(config_, columns, weight, norm_weight, ids_.narrow(0, begin, count),
+                               embedded_.narrow(0, begin, count)));
+  });
 }
 
 LayerInput LayerStream::input(const torch::Tensor& rows) const {

@@ -60,6 +60,8 @@ class LayerStream {
   };
   Table take_rows(const TensorInfo& info, const TensorSource& source, const std::vector<int64_t>& tokens) const;
   bool is_read_later(size_t layer) const;
+  // Over all sequences: what is made on the way to a stream is not held for all of them at once.
+  void in_pieces(const std::function<void(int64_t begin, int64_t count)>& piece) const;
 
   const ModelConfig& config_;
   const std::vector<TensorInfo>& table_;

@@ -299,6 +299,7 @@ std::pair<double, double> table_widths(const FloatCheckpoint& model, const std::
 
 struct LayerWeights {
   int64_t all = 0, moving = 0;  // elements
+  int64_t stored = 0;           // bytes, on their grids
 };
 
 LayerWeights weights_of_layer(const FloatCheckpoint& model, const std::map<std::string, PlanEntry>& resolved,
@@ -306,23 +307,24 @@ LayerWeights weights_of_layer(const FloatCheckpoint& model, const std::map<std::
   LayerWeights n;
   for (const TensorInfo& info : model.table()) {
     if (info.layer != static_cast<int>(layer)) continue;
+    const DType grid = resolved.at(info.name).grid;
     n.all += elements(info);
-    if (info.kind == TensorKind::linear && resolved.at(info.name).grid == DType::Q4_0) n.moving += elements(info);
+    n.stored += static_cast<int64_t>(row_bytes(grid, info.shape.back())) * (elements(info) / info.shape.back());
+    if (info.kind == TensorKind::linear && grid == DType::Q4_0) n.moving += elements(info);
   }
   return n;
 }
 
 }  // namespace
 
-MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model,
+MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
                                  int64_t threads) {
   const ModelConfig& c = model.config();
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, model.table(), model.dtypes());
   MemoryNeed need;
   need.process = resident_bytes() + kFirstUse;
-  need.data = data_bytes(recipe, c.vocab);
-  const int64_t read = need.data / static_cast<int64_t>(sizeof(int32_t)) / recipe.sequence;
-  const int64_t sequences = std::max<int64_t>(1, std::min(recipe.calibration_sequences, read));
+  need.data = static_cast<int64_t>(sizeof(int32_t)) * found * recipe.sequence;
+  const int64_t sequences = std::min(recipe.calibration_sequences, found);
   const auto [floats, codes] = table_widths(model, resolved);
   need.streams =
       stream_bytes(c, sequences * recipe.sequence, floats) + stream_bytes(c, sequences * recipe.sequence, codes);
@@ -333,11 +335,12 @@ MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const F
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerWeights n = weights_of_layer(model, resolved, i);
     const int64_t workers = workers_for(threads, batch, n.moving * kFloat, torch::kCPU);
-    // As the file has them, as floats, as they are multiplied by; of those that move the float and its offset, the
-    // blocks now, at the start and at best; gradients.
-    const int64_t held = 2 * n.all + 2 * kFloat * n.all + 2 * kFloat * n.moving + 3 * n.moving * 18 / 32;
+    // As floats and as they are multiplied by; of those that move the float again, its offset and two floats a block;
+    // the stored rows now, at the start and at best.
+    const int64_t held = 2 * kFloat * n.all + 2 * kFloat * n.moving + 2 * kFloat * (n.moving / 32) + 3 * n.stored;
     const int64_t gradients = workers * kFloat * n.moving;
-    const int64_t kept = layer_floats(c, i, parts) + backward_floats(c, c.layers[i], parts) + 5 * c.hidden;
+    const int64_t ends = 5 * c.hidden;  // input, output, what it should be, their difference and its square
+    const int64_t kept = layer_floats(c, i, parts) + backward_floats(c, c.layers[i], parts) + ends;
     const int64_t round = kFloat * batch * recipe.sequence * kept;
     if (held + gradients + round <= need.model + need.gradients + need.activations) continue;
     need.model = held;
@@ -391,6 +394,16 @@ void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe) {
   fail("this run ", memory_text(need, free), (advice.empty() ? "" : ": try ") + advice);
 }
 
+namespace {
+
+void announce(const MemoryNeed& need, torch::Device device, const Recipe& recipe) {
+  const int64_t free = free_memory(device);
+  check_memory(need, free, recipe);
+  std::fprintf(stderr, "%s\n", memory_text(need, free).c_str());
+}
+
+}  // namespace
+
 void announce_memory(const Recipe& recipe, const Plan& plan) {
   const torch::Device device(recipe.device);
   const FloatCheckpoint model(recipe.model);
@@ -400,11 +413,12 @@ void announce_memory(const Recipe& recipe, const Plan& plan) {
   const int64_t threads =
       recipe.threads > 0 ? recipe.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
   const FloatCheckpoint* teaching = other ? teacher.get() : taught ? &model : nullptr;
-  const MemoryNeed need = recipe.blockwise ? blockwise_memory_need(recipe, plan, model, threads)
-                                           : memory_need(recipe, plan, model, teaching, threads, device);
-  const int64_t free = free_memory(device);
-  check_memory(need, free, recipe);
-  std::fprintf(stderr, "%s\n", memory_text(need, free).c_str());
+  announce(memory_need(recipe, plan, model, teaching, threads, device), device, recipe);
+}
+
+void announce_blockwise_memory(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
+                               int64_t threads) {
+  announce(blockwise_memory_need(recipe, plan, model, found, threads), torch::kCPU, recipe);
 }
 
 std::string time_text(int64_t steps, int64_t done, double seconds) {

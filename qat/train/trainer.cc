@@ -528,9 +528,10 @@ void Run::log_evaluation(ProgressBar& bar) {
     std::snprintf(text, sizeof text, " (whose perplexity is %.4f)", teacher);
     shown += text;
   }
-  if (!calibrated_ && !model_.static_grids().all().empty()) {
-    std::snprintf(text, sizeof text, "; weights alone, activations are rounded from step %lld on",
-                  static_cast<long long>(stage_step(recipe_.activations_after) + 1));
+  const int64_t rounded_from = stage_step(recipe_.activations_after) + 1;
+  if (!calibrated_ && !model_.static_grids().all().empty() && rounded_from <= recipe_.steps) {
+    std::snprintf(text, sizeof text, "; weights alone, %s rounded from step %lld on",
+                  plan_.activations ? "activations are" : "K and V are", static_cast<long long>(rounded_from));
     shown += text;
   }
   metrics_->add(info_.step, line);
@@ -604,7 +605,7 @@ void Run::finish() {
   std::printf("%s: %s\n", plan_.keep ? "model" : "quantized checkpoint", directory.c_str());
   std::printf("metrics: %s/metrics.jsonl, %s/tensorboard\n", recipe_.out.c_str(), recipe_.out.c_str());
   if (plan_.keep)
-    std::printf("next: qat quantize %s --plan q4_0 --out %s/quantized\n", directory.c_str(), recipe_.out.c_str());
+    std::printf("next: qat quantize %s --plan q4_0 --out %s-q4_0\n", directory.c_str(), recipe_.out.c_str());
   else if (plan_.mobile)
     std::printf("next: qat export %s --format mobile --out DIR, or --format gguf --out model.gguf\n",
                 directory.c_str());
@@ -615,8 +616,8 @@ void Run::finish() {
 
 TrainResult run_training(const TrainRequest& request) {
   validate_recipe(request.recipe);
-  announce_memory(request.recipe, plan_of(request.recipe));
   if (request.recipe.blockwise) return train_blockwise(request, plan_of(request.recipe));
+  announce_memory(request.recipe, plan_of(request.recipe));
   return Run(request).execute();
 }
 

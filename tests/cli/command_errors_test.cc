@@ -206,7 +206,7 @@ TEST_F(CommandError, PlansAndTypes) {
   expect_error("quantize ptq --plan q4_0 --out x", "ptq: expected float weights, found a checkpoint already quantized");
   expect_error("quantize tiny --plan q4_k --out x", "plan \"q4_k\": expected none (no quantization), f32, ",
                "or a directory of qat quantize --plan dynamic");
-  expect_error("quantize tiny --plan tiny-dynamic --out x", "there is no such directory");
+  expect_error("quantize tiny --plan tiny --out x", "plan tiny: expected a directory of qat quantize --plan dynamic");
 }
 
 TEST_F(CommandError, DynamicPlans) {
@@ -413,6 +413,7 @@ TEST_F(CommandError, TrainLooksAtItsInputsFirst) {
   expect_error_in_shell(train + "--model tiny --set teacher=absent", std::string("absent"));
   expect_error_in_shell(train + "--model tiny --data absent.txt", std::string("absent.txt: no such text file"));
   expect_error_in_shell(train + "--model tiny --set eval_text=absent.txt", std::string("absent.txt: no such text"));
+  expect_error_in_shell(train + "--model tiny --steps 12", std::string("found 50; set it too: --set warmup=N"));
   EXPECT_EQ(place.shell(train + "--model tiny").status, 0);
 }
 

@@ -437,21 +437,24 @@ TEST_F(Command, TrainPreparesARunAndStartsTheTrainer) {
   EXPECT_THAT(again.err, HasSubstr("run: holds an unfinished run (step 40 of 60): go on with --resume"));
   EXPECT_THAT(file_contents(place / "run/recipe.toml"), HasSubstr("seed = 2"));
 
-  // Nor is a finished one, whatever is asked of it, unless that is said.
-  ASSERT_EQ(
-      place.shell("mkdir run/quantized run/tensorboard && touch run/checkpoints/step-00000060.safetensors").status, 0);
-  EXPECT_THAT(train(run).err,
-              HasSubstr("run: holds a finished run: choose another --out, or throw it away with --overwrite"));
+  // Nor is one that is finished, or whose layers are on their way.
+  ASSERT_EQ(place.shell("mkdir run/quantized").status, 0);
+  EXPECT_THAT(train(run).err, HasSubstr("run: holds a finished run: choose another --out, or remove run"));
   EXPECT_EQ(train("--resume --out run").out, "run: this run is finished; its result is run/quantized\n");
   EXPECT_THAT(file_contents(place / "run/recipe.toml"), HasSubstr("seed = 2"));
   EXPECT_THAT(place.shell("bin/qat eval run --text text.txt").err,
-              HasSubstr("run: this is a run of qat train: its result is run/quantized"));
-  EXPECT_THAT(train(run + " --overwrite --data nothing.txt").err, HasSubstr("nothing.txt: no such text file"));
-  EXPECT_TRUE(std::filesystem::exists(place / "run/quantized"));  // refused before anything is lost
-  EXPECT_EQ(train(run + " --overwrite --set seed=2").out, "trainer --recipe run/recipe.toml\n");
-  for (const char* name : {"quantized", "checkpoints", "tensorboard"})
-    EXPECT_FALSE(std::filesystem::exists(place / ("run/" + std::string(name)))) << name;
-  EXPECT_TRUE(std::filesystem::exists(place / "run/teacher_samples.safetensors"));
+              HasSubstr("run: this is a run of qat train: name its result, run/quantized"));
+  for (const char* part : {"blocks", "start"}) {
+    ASSERT_EQ(place.shell("rm -rf run/quantized run/blocks run/start && mkdir run/" + std::string(part)).status, 0);
+    EXPECT_THAT(train(run).err, HasSubstr("run: holds an unfinished blockwise run: go on with --resume")) << part;
+  }
+  ASSERT_EQ(place.shell("rmdir run/start && mkdir run/hf").status, 0);  // of plain training, which this is not
+  EXPECT_THAT(train(run).err, HasSubstr("run: holds an unfinished run (step 40 of 60)"));
+  // What a killed run was writing counts for nothing.
+  ASSERT_EQ(place.shell("mv run/checkpoints/step-00000040.safetensors run/checkpoints/step-00000040.safetensors.tmp.7")
+                .status,
+            0);
+  EXPECT_EQ(train(run + " --set seed=2").status, 0);
 
   // Resuming: with the recipe of the run, with what may change, not with what decides the result.
   EXPECT_EQ(train("--resume --out run").out, "trainer --recipe run/recipe.toml --resume\n");
