@@ -60,6 +60,7 @@ class Run {
 
   const Recipe& recipe_;
   const Plan plan_;
+  const int64_t memory_before_ = resident_bytes();  // what reading the data took is free again, and used again
   int64_t threads_;
   FloatCheckpoint source_;
   std::map<std::string, PlanEntry> resolved_;
@@ -86,7 +87,7 @@ Run::Run(const Recipe& recipe, const Plan& plan)
   }
   if (!any) fail("recipe: [train] blockwise: the plan ", recipe.plan, " has no linear of a layer on Q4_0");
   for (const std::string& notice : source_.notices()) std::fprintf(stderr, "%s\n", notice.c_str());
-  announce_blockwise_memory(recipe_, plan_, source_, data_.train.count(), threads_);
+  announce_blockwise_memory(recipe_, plan_, source_, data_.train.count(), memory_before_, threads_);
   ptq_.method = recipe.init == "plain" ? PtqMethod::reference : PtqMethod::mse;
   ptq_.threads = static_cast<int>(recipe.threads);
 }

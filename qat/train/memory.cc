@@ -227,9 +227,6 @@ int64_t cuda_free(torch::Device device) {
   return info(&free, &total) == 0 ? static_cast<int64_t>(free) : -1;
 }
 
-// Of this process, now: before a run that is LibTorch with all that it loads.
-int64_t resident_bytes() { return std::max<int64_t>(0, number_after("/proc/self/status", "VmRSS:")) * 1024; }
-
 std::string bytes(int64_t n) { return bytes_text(static_cast<uint64_t>(std::max<int64_t>(n, 0))); }
 
 }  // namespace
@@ -318,11 +315,11 @@ LayerWeights weights_of_layer(const FloatCheckpoint& model, const std::map<std::
 }  // namespace
 
 MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
-                                 int64_t threads) {
+                                 int64_t before, int64_t threads) {
   const ModelConfig& c = model.config();
   const std::map<std::string, PlanEntry> resolved = resolve_plan(plan, model.table(), model.dtypes());
   MemoryNeed need;
-  need.process = resident_bytes() + kFirstUse;
+  need.process = before + kFirstUse;
   need.data = static_cast<int64_t>(sizeof(int32_t)) * found * recipe.sequence;
   const int64_t sequences = std::min(recipe.calibration_sequences, found);
   const auto [floats, codes] = table_widths(model, resolved);
@@ -351,6 +348,8 @@ MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const F
 }
 
 // --- What is said ---
+
+int64_t resident_bytes() { return std::max<int64_t>(0, number_after("/proc/self/status", "VmRSS:")) * 1024; }
 
 int64_t free_memory(torch::Device device) {
   if (!device.is_cpu()) return cuda_free(device);
@@ -417,8 +416,8 @@ void announce_memory(const Recipe& recipe, const Plan& plan) {
 }
 
 void announce_blockwise_memory(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
-                               int64_t threads) {
-  announce(blockwise_memory_need(recipe, plan, model, found, threads), torch::kCPU, recipe);
+                               int64_t before, int64_t threads) {
+  announce(blockwise_memory_need(recipe, plan, model, found, before, threads), torch::kCPU, recipe);
 }
 
 std::string time_text(int64_t steps, int64_t done, double seconds) {

@@ -29,9 +29,12 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
                        const FloatCheckpoint* teacher, int64_t threads, torch::Device device);
 
 // Of [train] blockwise: the largest layer with its roundings, and the streams. found: training sequences that the data
-// has. Not counted: what GPTQ needs where it begins (init).
+// has; before: resident_bytes() before they were read. Not counted: what GPTQ needs where it begins (init).
 MemoryNeed blockwise_memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
-                                 int64_t threads);
+                                 int64_t before, int64_t threads);
+
+// Of this process, now: before a run that is LibTorch with all that it loads.
+int64_t resident_bytes();
 
 // What this process may have, with what it has already: the least of MemAvailable and of what its control groups leave
 // it; on a CUDA device what the driver says is free. -1: unknown.
@@ -46,7 +49,7 @@ void check_memory(const MemoryNeed& need, int64_t free, const Recipe& recipe);
 void announce_memory(const Recipe& recipe, const Plan& plan);
 // The same of [train] blockwise, once its data are read.
 void announce_blockwise_memory(const Recipe& recipe, const Plan& plan, const FloatCheckpoint& model, int64_t found,
-                               int64_t threads);
+                               int64_t before, int64_t threads);
 
 // "about 4 min 10 s for 400 steps", from the time that the first `done` steps of them took.
 std::string time_text(int64_t steps, int64_t done, double seconds);

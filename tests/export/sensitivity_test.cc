@@ -153,8 +153,8 @@ TEST(Sensitivity, OnlyAChosenPlanIsReadFromAFile) {
   expect_error([&] { plan_from_file(dir / "bad.json"); }, "rules: expected {\"pattern\"");
   add_file(dir / "none.json", R"({"format": "qat_plan", "version": 1, "name": "dynamic"})");
   expect_error([&] { plan_from_file(dir / "none.json"); }, "rules: expected an array");
-  expect_error([&] { plan_from_name_or_file(dir / "absent"); }, "is not known");
-  expect_error([&] { plan_from_name("dynamic"); }, "name its directory");
+  expect_error([&] { plan_from_name_or_file(dir / "absent"); }, "or a directory of qat quantize --plan dynamic");
+  expect_error([&] { plan_from_name("dynamic"); }, "name that directory");
 }
 
 }  // namespace
