@@ -82,7 +82,12 @@ int64_t backward_floats(const ModelConfig& c, const LayerConfig& layer, const Pa
   return 3 * layer.ffn * (p.rounded ? 2 : 1) + 3 * c.hidden;
 }
 
-int64_t kept_floats(const ModelConfig& c, bool checkpointing, const Parts& p) {
+// Floats per token at the peak: what is there all along, and what only the layer takes that is at work.
+struct Kept {
+  int64_t all_along = 0, at_work = 0;
+};
+
+Kept kept_floats(const ModelConfig& c, bool checkpointing, const Parts& p) {
   int64_t all = 0, widest = 0, between = 0;
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerConfig& layer = c.layers[i];
@@ -93,14 +98,12 @@ int64_t kept_floats(const ModelConfig& c, bool checkpointing, const Parts& p) {
     between += c.hidden + (owns_kv ? 2 * layer.kv_heads * layer.head_dim : 0);
   }
   const int64_t layers = static_cast<int64_t>(c.layers.size());
-  const int64_t ple = c.ple * layers * (p.loops ? 2 : 3);
-  // What others left free and the allocator cannot use for tensors of other shapes, measured: of a layer that is
+  const int64_t ends = c.ple * layers * (p.loops ? 2 : 3) + 2 * c.hidden;
+  // And what others left free and the allocator cannot use for tensors of other shapes, measured: of a layer that is
   // computed again, half as much once more; where all is kept, a tenth. Without it, runs took up to 18 % more than was
   // said: how the workers' tensors lie between each other differs from one run to the next.
-  widest += widest / 2;
-  all += backward_floats(c, c.layers.back(), p);
-  all += all / 10;
-  return ple + 2 * c.hidden + (checkpointing ? between + widest : all);
+  if (checkpointing) return {ends + between, widest + widest / 2};
+  return {ends + all + all / 10, backward_floats(c, c.layers.back(), p)};
 }
 
 // --- Weights ---
@@ -259,8 +262,11 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
   const int64_t head_gradient = lora ? 0 : 2 * workers * c.vocab * c.hidden;
   // What the teacher's layers pass on, and how far the student's are from it.
   const int64_t states = recipe.hidden > 0.0 ? 2 * static_cast<int64_t>(c.layers.size()) * c.hidden : 0;
-  const int64_t kept = kept_floats(c, recipe.gradient_checkpointing, parts) + 3 * c.hidden + states;
-  const int64_t round = kFloat * (tokens * kept + logits + head_gradient);
+  const Kept kept = kept_floats(c, recipe.gradient_checkpointing, parts);
+  const int64_t all_along = kept.all_along + 3 * c.hidden + states;
+  // Logits are gone before the first layer goes back.
+  const int64_t at_work = std::max(tokens * kept.at_work, logits);
+  const int64_t round = kFloat * (tokens * all_along + at_work + head_gradient);
   need.activations = round;
   // Adapters: the first worker's go on at once, and then a matrix, its sum, that sum rounded and its gradient exist.
   need.gradients =

@@ -106,7 +106,8 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
   EXPECT_LT(change([](Recipe& r) { r.optimizer = "adamw8bit"; }).optimizer, base.optimizer / 2);
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).optimizer, base.optimizer / 5);
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
-  EXPECT_GT(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
+  // Of 260 tokens logits take less than a layer that goes back, which it does when they are gone.
+  EXPECT_EQ(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.hidden = 1.0; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
   EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales
