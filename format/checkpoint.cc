@@ -7,6 +7,7 @@
 
 #include "format/checkpoint_internal.h"
 #include "format/error.h"
+#include "format/run_directory.h"
 
 namespace qat {
 namespace {
@@ -110,12 +111,9 @@ bool is_mobile_directory(const std::string& directory) {
 
 // Who names the directory of a training run means what it holds.
 void fail_if_run(const std::string& directory) {
-  std::error_code ignored;
-  if (!fs::exists(directory + "/recipe.toml", ignored)) return;
+  if (!is_run(directory)) return;
   std::string results;
-  for (const char* result : {"/quantized", "/hf"}) {
-    if (fs::exists(directory + result, ignored)) results += (results.empty() ? "" : " or ") + directory + result;
-  }
+  for (const std::string& result : run_results(directory)) results += (results.empty() ? "" : " or ") + result;
   if (!results.empty()) fail(directory, ": this is a run of qat train: name its result, ", results);
 }
 

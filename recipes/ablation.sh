@@ -38,7 +38,7 @@ one() {
     --set seed="$seed" --set checkpoint_every=0 --set eval_text="$out/eval.txt" --set eval_sequences=32 "${settings[@]}" >"$dir.log" 2>&1 \
     && "$qat" eval "$dir/quantized" --base "$model" --text "$out/eval.txt" --context "$context" --threads "$threads" --json >"$dir.json" 2>>"$dir.log" \
     || { echo "$name, seed $seed: failed, see $dir.log" >&2; rm -f "$dir.json"; }
-  rm -rf "$dir/checkpoints" "$dir/teacher_samples.safetensors"
+  [ "$name" = samples ] || rm -rf "$dir/checkpoints" "$dir/teacher_samples.safetensors"
 }
 export -f one
 

@@ -8,6 +8,7 @@
 
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/run_directory.h"
 #include "inference/generate.h"
 #include "qat/cli/commands.h"
 #include "qat/cli/options.h"
@@ -39,12 +40,12 @@ struct ModelSource {
 
 ModelSource find_source(const std::string& given) {
   ModelSource source = {given, given, "", ""};
-  std::error_code ignored;
-  if (!fs::is_directory(given, ignored) || !fs::exists(fs::path(given) / "recipe.toml", ignored)) return source;
+  if (!is_run(given)) return source;
   source.run = given;
-  for (const char* result : {"quantized", "hf"}) {
-    source.path = (fs::path(given) / result).string();
-    if (fs::is_directory(source.path, ignored)) return source;
+  const std::vector<std::string> results = run_results(given);
+  if (!results.empty()) {
+    source.path = results.front();
+    return source;
   }
   fail(given, ": a run of `qat train` without a result (no quantized/): finish it with `qat train --resume --out ",
        given, "`");
@@ -54,7 +55,11 @@ ModelSource find_source(const std::string& given) {
 std::string default_label(const std::string& path) {
   fs::path name = fs::absolute(path).lexically_normal();
   if (name.filename().empty()) name = name.parent_path();
-  if (name.filename() == "quantized" || name.filename() == "hf") name = name.parent_path();
+  for (const char* result : kRunResults) {
+    if (name.filename() != result) continue;
+    name = name.parent_path();
+    break;
+  }
   if (name.extension() == ".gguf") name = name.stem();
   return name.filename().empty() ? path : name.filename().string();
 }

@@ -13,6 +13,7 @@
 #include "format/checkpoint.h"
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/run_directory.h"
 #include "qat/cli/commands.h"
 #include "qat/cli/options.h"
 #include "qat/cli/samples.h"
@@ -35,7 +36,7 @@ constexpr const char* kTrainer = "qat-train";
 // --- The recipe ---
 
 Recipe merge_recipe(const TrainOptions& options) {
-  const std::string resolved = options.out.empty() ? "" : options.out + "/recipe.toml";
+  const std::string resolved = options.out.empty() ? "" : options.out + "/" + kRunRecipe;
   Recipe recipe;
   if (!options.recipe.empty()) {
     recipe = recipe_from_file(options.recipe);
@@ -58,7 +59,7 @@ Recipe merge_recipe(const TrainOptions& options) {
 }
 
 void check_resumable(const Recipe& recipe) {
-  const std::string resolved = recipe.out + "/recipe.toml";
+  const std::string resolved = recipe.out + "/" + kRunRecipe;
   if (!fs::exists(resolved)) fail(resolved, ": not found: there is no run to resume in ", recipe.out);
   const std::vector<std::string> conflicts = recipe_conflicts(recipe_from_file(resolved), recipe);
   if (conflicts.empty()) return;
@@ -83,22 +84,22 @@ int64_t newest_step(const std::string& out) {
 
 // The result of the run in OUT, which is put there whole and last; "" when it has none, or there is no run.
 std::string result_of(const std::string& out) {
-  const std::string resolved = out + "/recipe.toml";
+  const std::string resolved = out + "/" + kRunRecipe;
   if (!fs::exists(resolved)) return "";
-  const std::string result = out + (recipe_from_file(resolved).plan == "none" ? "/hf" : "/quantized");
+  const std::string result = run_result(out, recipe_from_file(resolved).plan == "none");
   return fs::exists(result) ? result : "";
 }
 
 // Neither a result nor the hours of an unfinished run are written over.
 void check_startable(const Recipe& recipe) {
-  check_output_directory(recipe.out, "recipe.toml");
+  check_output_directory(recipe.out, kRunRecipe);
   if (!result_of(recipe.out).empty())
     fail(recipe.out, ": holds a finished run: choose another --out, or remove ", recipe.out);
   for (const char* part : {"/blocks", "/start"}) {
     if (fs::exists(recipe.out + part))
       fail(recipe.out, ": holds an unfinished blockwise run: go on with --resume, or remove ", recipe.out);
   }
-  const std::string resolved = recipe.out + "/recipe.toml";
+  const std::string resolved = recipe.out + "/" + kRunRecipe;
   const int64_t step = newest_step(recipe.out);
   if (step < 0 || !fs::exists(resolved)) return;
   fail(recipe.out, ": holds an unfinished run (step ", step, " of ", recipe_from_file(resolved).steps,
@@ -158,7 +159,7 @@ fs::path find_trainer() {
 }
 
 [[noreturn]] void start_trainer(const fs::path& trainer, const Recipe& recipe, bool resume) {
-  const std::string program = trainer.string(), resolved = recipe.out + "/recipe.toml";
+  const std::string program = trainer.string(), resolved = recipe.out + "/" + kRunRecipe;
   std::vector<const char*> arguments = {program.c_str(), "--recipe", resolved.c_str()};
   if (resume) arguments.push_back("--resume");
   arguments.push_back(nullptr);
@@ -186,7 +187,7 @@ void run_train(const TrainOptions& options) {
   fs::create_directories(recipe.out, error);
   if (error) fail(recipe.out, ": cannot create the directory: ", error.message());
   write_teacher_data(recipe);
-  write_file(recipe.out + "/recipe.toml", recipe_to_toml(recipe));
+  write_file(recipe.out + "/" + kRunRecipe, recipe_to_toml(recipe));
   start_trainer(trainer, recipe, options.resume);
 }
 

@@ -12,6 +12,7 @@
 #include "export/ptq.h"
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/run_directory.h"
 #include "qat/progress.h"
 #include "qat/train/data.h"
 #include "qat/train/layer_rounding.h"
@@ -303,7 +304,8 @@ TrainResult Run::execute(bool resume) {
 // The quantized checkpoint: tables as they are read, layers from their files.
 void Run::assemble() const {
   constexpr int64_t kWeightsPerPiece = 1 << 22;
-  QuantizedCheckpointWriter writer(recipe_.out + "/quantized", source_.directory(), source_.table(), plan_, resolved_);
+  const std::string result = run_result(recipe_.out, false);
+  QuantizedCheckpointWriter writer(result, source_.directory(), source_.table(), plan_, resolved_);
   ProgressBar bar("writing", static_cast<int64_t>(source_.table().size()));
   const TensorSource source = quantized_source();
   LayerRows layer_rows;
@@ -327,11 +329,10 @@ void Run::assemble() const {
   bar.finish();
   fs::remove_all(recipe_.out + "/blocks");
   fs::remove_all(recipe_.out + "/start");
-  std::printf("quantized checkpoint: %s/quantized\nmetrics: %s/metrics.jsonl, %s/tensorboard\n", recipe_.out.c_str(),
+  std::printf("quantized checkpoint: %s\nmetrics: %s/metrics.jsonl, %s/tensorboard\n", result.c_str(),
               recipe_.out.c_str(), recipe_.out.c_str());
-  std::printf(
-      "next: qat export %s/quantized --format gguf --out model.gguf, or train on with init = \"%s/quantized\"\n",
-      recipe_.out.c_str(), recipe_.out.c_str());
+  std::printf("next: qat export %s --format gguf --out model.gguf, or train on with init = \"%s\"\n", result.c_str(),
+              result.c_str());
 }
 
 void Run::print_memory(double seconds) const {

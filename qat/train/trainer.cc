@@ -12,6 +12,7 @@
 
 #include "format/error.h"
 #include "format/file_io.h"
+#include "format/run_directory.h"
 #include "qat/progress.h"
 #include "qat/train/averages.h"
 #include "qat/train/blockwise.h"
@@ -598,7 +599,7 @@ TrainResult Run::execute() {
 void Run::finish() {
   const AveragedModel averaged(averages_);
   if (!request_.dump_weights.empty()) write_forward_weights(model_, request_.dump_weights);
-  const std::string directory = recipe_.out + (plan_.keep ? "/hf" : "/quantized");
+  const std::string directory = run_result(recipe_.out, plan_.keep);
   if (plan_.keep) write_hf(model_, source_, directory);
   else if (plan_.mobile) write_mobile(model_, source_.directory(), directory);
   else write_quantized(model_, plan_, resolved_, source_.directory(), directory);
