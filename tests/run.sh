@@ -8,7 +8,7 @@ cmake/build.sh --tests ${QAT_CMAKE_OPTIONS:-}
 status=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" "$@" >"$build/tests.log" 2>&1 || status=$?
 # Failures in full, passes as a count.
-if [ $status != 0 ]; then grep -A6 'Failed\|\*\*\*[^S]\|error\|Failure' "$build/tests.log" | head -n 200; fi
+if [ $status != 0 ]; then grep -A6 'Failed\|\*\*\*[^S]\|error\|Failure' "$build/tests.log" | head -n 200 || true; fi
 grep -E '^[0-9]+% tests passed|^Total Test time' "$build/tests.log" || tail -n 20 "$build/tests.log"
 passed=$(grep -cE '^ *[0-9]+/[0-9]+ Test .* Passed ' "$build/tests.log" || true)
 failed=$(grep -cE '^ *[0-9]+/[0-9]+ Test .*\*\*\*(Failed|Timeout|Exception|Not Run)' "$build/tests.log" || true)
