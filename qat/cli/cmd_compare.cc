@@ -43,12 +43,11 @@ ModelSource find_source(const std::string& given) {
   if (!is_run(given)) return source;
   source.run = given;
   const std::vector<std::string> results = run_results(given);
-  if (!results.empty()) {
-    source.path = results.front();
-    return source;
-  }
-  fail(given, ": a run of `qat train` without a result (no quantized/): finish it with `qat train --resume --out ",
-       given, "`");
+  if (results.empty())
+    fail(given, ": a run of `qat train` without a result (no quantized/): finish it with `qat train --resume --out ",
+         given, "`");
+  source.path = results.front();
+  return source;
 }
 
 // "runs/q4/quantized" -> "q4", "files/model.gguf" -> "model".

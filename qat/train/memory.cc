@@ -266,8 +266,7 @@ MemoryNeed memory_need(const Recipe& recipe, const Plan& plan, const FloatCheckp
   const int64_t all_along = kept.all_along + 3 * c.hidden + states;
   // Logits are gone before the first layer goes back.
   const int64_t at_work = std::max(tokens * kept.at_work, logits);
-  const int64_t round = kFloat * (tokens * all_along + at_work + head_gradient);
-  need.activations = round;
+  need.activations = kFloat * (tokens * all_along + at_work + head_gradient);
   // Adapters: the first worker's go on at once, and then a matrix, its sum, that sum rounded and its gradient exist.
   need.gradients =
       lora ? (workers - 1) * weights.leaves + 4 * weights.largest : workers * weights.leaves + weights.largest;

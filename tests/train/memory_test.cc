@@ -108,6 +108,15 @@ TEST_F(Memory, GrowsWithWhatTakesIt) {
   EXPECT_LT(change([](Recipe& r) { r.lora_rank = 2; }).gradients, base.gradients);
   // Of 260 tokens logits take less than a layer that goes back, which it does when they are gone.
   EXPECT_EQ(change([](Recipe& r) { r.loss_chunk *= 4; }).activations, base.activations);
+  // Of all tokens at once, by tensor operations, which keep each step of the loss, they take more. Counting needs no
+  // device.
+  const auto on_cuda = [&](int64_t loss_chunk) {
+    Recipe r = plain;
+    r.loss_chunk = loss_chunk;
+    const FloatCheckpoint model(r.model);
+    return memory_need(r, plan_from_name(r.plan), model, &model, 1, torch::kCUDA).activations;
+  };
+  EXPECT_GT(on_cuda(plain.batch * plain.sequence), on_cuda(256));
   EXPECT_GT(change([](Recipe& r) { r.hidden = 1.0; }).activations, base.activations);
   EXPECT_GT(change([](Recipe& r) { r.threads = 4; }).gradients, base.gradients);           // each worker has its own
   EXPECT_EQ(change([](Recipe& r) { r.plan = "none"; }).optimizer < base.optimizer, true);  // no scales
