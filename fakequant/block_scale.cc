@@ -35,36 +35,34 @@ Tensor forward_cpu(const Tensor& x, const Tensor& d) {
   return out;
 }
 
-// Writes dL/dx and returns dL/dd.
-float block_backward(const float* x, const float* gradient, float d, bool pass_clipped, float* dx) {
+// dL/dd.
+float block_scale_gradient(const float* x, const float* gradient, float d) {
   const float inverse = 1.0f / d;
   float of_scale = 0.0f;
   for (int j = 0; j < kBlockSize; ++j) {
     const float level = x[j] * inverse, code = std::min(std::max(std::floor(level + 0.5f), -8.0f), 7.0f);
     const bool inside = (level >= -8.0f) & (level <= 7.0f);
     of_scale += gradient[j] * (code - (inside ? level : 0.0f));
-    dx[j] = inside | pass_clipped ? gradient[j] : 0.0f;
   }
   return of_scale;
 }
 
-BlockGradients backward_cpu(const Tensor& x, const Tensor& d, const Tensor& gradient, bool pass_clipped) {
-  BlockGradients out{torch::empty_like(x), torch::empty_like(d)};
+// (blocks) dL/dlog_scale.
+Tensor scale_backward_cpu(const Tensor& x, const Tensor& d, const Tensor& gradient) {
+  Tensor out = torch::empty_like(d);
   const float *from = x.data_ptr<float>(), *g = gradient.data_ptr<float>(), *scale = d.data_ptr<float>();
-  float *dx = out.x.data_ptr<float>(), *dlog_scale = out.log_scale.data_ptr<float>();
+  float* dlog_scale = out.data_ptr<float>();
   const auto times = static_cast<float>(factor());
   for_each_block(d.numel(), [&](int64_t i, int64_t at) {
-    dlog_scale[i] = times * scale[i] * block_backward(from + at, g + at, scale[i], pass_clipped, dx + at);
+    dlog_scale[i] = times * scale[i] * block_scale_gradient(from + at, g + at, scale[i]);
   });
   return out;
 }
 
 struct BlockQuantize : torch::autograd::Function<BlockQuantize> {
-  static Tensor forward(AutogradContext* context, const Tensor& w, const Tensor& log_scale, const Tensor& sign,
-                        bool pass_clipped) {
+  static Tensor forward(AutogradContext* context, const Tensor& w, const Tensor& log_scale, const Tensor& sign) {
     const Tensor x = w.contiguous(), d = stored_block_scales(log_scale, sign).contiguous();
     context->save_for_backward({x, d});
-    context->saved_data["pass_clipped"] = pass_clipped;
     if (x.is_cpu()) return forward_cpu(x, d);
     return block_quantize_tensor_ops(x.view({-1, kBlockSize}), d.view({-1, 1})).view_as(x);
   }
@@ -72,11 +70,10 @@ struct BlockQuantize : torch::autograd::Function<BlockQuantize> {
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], &d = saved[1];
     const Tensor g = gradients[0].contiguous();
-    const bool pass_clipped = context->saved_data["pass_clipped"].toBool();
-    const BlockGradients out = x.is_cpu() ? backward_cpu(x, d, g, pass_clipped)
-                                          : block_backward_tensor_ops(x.view({-1, kBlockSize}), d.view({-1, 1}),
-                                                                      g.view({-1, kBlockSize}), pass_clipped);
-    return {out.x.view_as(x), out.log_scale.view_as(d), Tensor(), Tensor()};
+    const Tensor of_scale = x.is_cpu() ? scale_backward_cpu(x, d, g)
+                                       : block_scale_backward_tensor_ops(x.view({-1, kBlockSize}), d.view({-1, 1}),
+                                                                         g.view({-1, kBlockSize}));
+    return {g, of_scale.view_as(d), Tensor()};
   }
 };
 
@@ -108,11 +105,10 @@ BlockScales reference_block_scales(const torch::Tensor& w) {
   return block_scales_of((x.gather(1, largest) / -8.0).to(torch::kFloat16).to(torch::kFloat32).view({-1}));
 }
 
-torch::Tensor block_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign,
-                             bool pass_clipped) {
+torch::Tensor block_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign) {
   QAT_CHECK(w.scalar_type() == torch::kFloat32 && log_scale.scalar_type() == torch::kFloat32);
   check_shapes(w, log_scale, sign);
-  return BlockQuantize::apply(w, log_scale, sign, pass_clipped);
+  return BlockQuantize::apply(w, log_scale, sign);
 }
 
 torch::Tensor block_codes(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign) {
@@ -145,13 +141,13 @@ torch::Tensor block_quantize_tensor_ops(const torch::Tensor& x, const torch::Ten
   return code.mul_(d);
 }
 
-BlockGradients block_backward_tensor_ops(const torch::Tensor& x, const torch::Tensor& d, const torch::Tensor& gradient,
-                                         bool pass_clipped) {
+torch::Tensor block_scale_backward_tensor_ops(const torch::Tensor& x, const torch::Tensor& d,
+                                              const torch::Tensor& gradient) {
   const torch::NoGradGuard no_grad;
   const Tensor level = x * d.reciprocal();
   const Tensor inside = (level >= -8.0).logical_and_(level <= 7.0);
   const Tensor step = (level + 0.5).floor_().clamp_(-8, 7).sub_(level * inside);
-  return {pass_clipped ? gradient : gradient * inside, step.mul_(gradient).sum(1).mul_(d.view({-1})).mul_(factor())};
+  return step.mul_(gradient).sum(1).mul_(d.view({-1})).mul_(factor());
 }
 
 }  // namespace qat

@@ -22,10 +22,9 @@ BlockScales block_scales_of(const torch::Tensor& d);
 // The scales of the reference rule (format/grid.h, encode_q4_0) for w.
 BlockScales reference_block_scales(const torch::Tensor& w);
 
-// w rounded to its blocks: on the CPU value for value encode_q4_0_with_scale's. Differentiable in w and log_scale.
-// pass_clipped: weights beyond the grid get their gradient too.
-torch::Tensor block_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign,
-                             bool pass_clipped);
+// w rounded to its blocks: on the CPU value for value encode_q4_0_with_scale's. Differentiable in w, straight through
+// everywhere, weights beyond the grid too (without them: recipes/results/ablation.md), and in log_scale.
+torch::Tensor block_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign);
 
 // Its codes, -8..7 as int8, w's shape, on the CPU.
 torch::Tensor block_codes(const torch::Tensor& w, const torch::Tensor& log_scale, const torch::Tensor& sign);
@@ -34,12 +33,10 @@ torch::Tensor block_codes(const torch::Tensor& w, const torch::Tensor& log_scale
 torch::Tensor frozen_block_quantize(const torch::Tensor& codes, const torch::Tensor& log_scale,
                                     const torch::Tensor& sign);
 
-// The two halves of block_quantize in tensor operations, for any device. x: (blocks, 32), d: (blocks, 1), as stored.
+// block_quantize and the gradient of its log_scale, (blocks), in tensor operations, for any device. x, gradient:
+// (blocks, 32), d: (blocks, 1), as stored.
 torch::Tensor block_quantize_tensor_ops(const torch::Tensor& x, const torch::Tensor& d);
-struct BlockGradients {
-  torch::Tensor x, log_scale;  // (blocks, 32), (blocks)
-};
-BlockGradients block_backward_tensor_ops(const torch::Tensor& x, const torch::Tensor& d, const torch::Tensor& gradient,
-                                         bool pass_clipped);
+torch::Tensor block_scale_backward_tensor_ops(const torch::Tensor& x, const torch::Tensor& d,
+                                              const torch::Tensor& gradient);
 
 }  // namespace qat

@@ -31,9 +31,9 @@ torch::Tensor search_log_scales(const torch::Tensor& w, int64_t cols, int bits, 
   return out.to(w.device());
 }
 
-torch::Tensor channel_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, int bits, bool pass_clipped) {
+torch::Tensor channel_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, int bits) {
   QAT_CHECK(log_scale.numel() > 0);
-  return lsq_quantize(w, log_scale, bits, {lsq_factor(w.numel() / log_scale.numel(), bits), pass_clipped});
+  return lsq_quantize(w, log_scale, bits, {lsq_factor(w.numel() / log_scale.numel(), bits), /*pass_clipped=*/true});
 }
 
 torch::Tensor channel_codes(const torch::Tensor& w, const torch::Tensor& log_scale, int bits) {

@@ -13,10 +13,9 @@ namespace qat {
 // in each column weighs; undefined: all the same.
 torch::Tensor search_log_scales(const torch::Tensor& w, int64_t cols, int bits, const torch::Tensor& importance = {});
 
-// w rounded to its grid. Differentiable in w and log_scale: lsq_quantize with the factor of a row.
-// pass_clipped: weights beyond the grid get their gradient too. At 2 bits a good scale clips a quarter of a row.
-torch::Tensor channel_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, int bits,
-                               bool pass_clipped = false);
+// w rounded to its grid. Differentiable in w and log_scale: lsq_quantize with the factor of a row, straight through for
+// weights beyond the grid too: at 2 bits a good scale clips a quarter of a row.
+torch::Tensor channel_quantize(const torch::Tensor& w, const torch::Tensor& log_scale, int bits);
 
 // The codes of channel_quantize, int8, w's shape, on the CPU.
 torch::Tensor channel_codes(const torch::Tensor& w, const torch::Tensor& log_scale, int bits);

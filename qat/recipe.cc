@@ -81,8 +81,6 @@ const std::vector<Key>& keys() {
        "mobile: fraction of the steps in which 2-bit weights still have 4 bits; then a search finds their scales anew"},
       {"quantization", "freeze_after", &Recipe::freeze_after, {0, 1}, fixed,
        "q4_0, mobile: fraction of the steps after which codes stay and only scales and norms learn; 1: never"},
-      {"quantization", "pass_clipped", &Recipe::pass_clipped, {}, fixed,
-       "q4_0, mobile: weights beyond their grid get a gradient too"},
       {"quantization", "dampening", &Recipe::dampening, {0, 1}, fixed,
        "q4_0, mobile: draws weights to their levels against oscillation: the part of the way that they go each step, at "
        "the freeze; it rises from 0"},

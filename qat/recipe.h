@@ -29,7 +29,6 @@ struct Recipe {
   double activations_after = 0.1;  // fraction of steps trained before activations and caches become static
   double narrow_after = 0.0;       // fraction of steps in which 2-bit weights still have 4 bits
   double freeze_after = 0.9;       // fraction of steps after which codes stay; 1: never
-  bool pass_clipped = true;        // gradient for weights beyond their grid
   double dampening = 0.0;          // of the way to its level that a weight goes per step at the freeze; a cosine from 0
   double scale_lr = 1e-3;          // peak learning rate of the logarithms of weight scales
   double activation_lr = 1e-3;     // and of those of activations and caches

@@ -22,16 +22,15 @@ variable_list inputs_of(const Parameter& p) {
 }
 
 struct Recipient : torch::CustomClassHolder {
-  Recipient(const Parameter& p, bool clipped) : parameter(p), pass_clipped(clipped) {}
+  explicit Recipient(const Parameter& p) : parameter(p) {}
   Parameter parameter;
-  bool pass_clipped;
 };
 
 struct QuantizedForStep : torch::autograd::Function<QuantizedForStep> {
   static Tensor forward(AutogradContext* context, const c10::intrusive_ptr<Recipient>& recipient, at::TensorList) {
     // Not save_for_backward(): that is freed by the first of several backward passes.
     context->saved_data["recipient"] = c10::IValue::make_capsule(recipient);
-    return recipient->parameter.quantized(recipient->pass_clipped);  // gradients are off inside forward
+    return recipient->parameter.quantized();  // gradients are off inside forward
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -43,7 +42,7 @@ struct QuantizedForStep : torch::autograd::Function<QuantizedForStep> {
     p.adapter.b = leaf(p.adapter.b);
     p.log_scale = leaf(p.log_scale);
     const torch::AutoGradMode enable(true);
-    variable_list found = torch::autograd::grad({p.quantized(recipient->pass_clipped)}, inputs_of(p), {gradients[0]});
+    variable_list found = torch::autograd::grad({p.quantized()}, inputs_of(p), {gradients[0]});
     found.insert(found.begin(), Tensor());  // of the recipient
     return found;
   }
@@ -89,9 +88,8 @@ torch::Tensor adapted(const torch::Tensor& w, const Adapter& adapter) {
   return torch::addmm(w, adapter.b, adapter.a, 1.0, adapter.scale);
 }
 
-torch::Tensor quantized_for_step(const Parameter& parameter, bool pass_clipped) {
-  return QuantizedForStep::apply(c10::make_intrusive<Recipient>(parameter, pass_clipped),
-                                 at::TensorList(inputs_of(parameter)));
+torch::Tensor quantized_for_step(const Parameter& parameter) {
+  return QuantizedForStep::apply(c10::make_intrusive<Recipient>(parameter), at::TensorList(inputs_of(parameter)));
 }
 
 }  // namespace qat

@@ -43,9 +43,9 @@ Adapter make_adapter(const TensorInfo& info, const AdapterOptions& options, std:
 // w + scale * B A, (out, in). Differentiable in A and B.
 torch::Tensor adapted(const torch::Tensor& w, const Adapter& adapter);
 
-// parameter.quantized(pass_clipped) of an adapted parameter, for any number of forward and backward passes: their
+// parameter.quantized() of an adapted parameter, for any number of forward and backward passes: their
 // gradients are added to A's, B's and log_scale's grad(). Keeps neither the sum nor its gradient: both are computed
 // again in each backward pass, a matrix at a time.
-torch::Tensor quantized_for_step(const Parameter& parameter, bool pass_clipped);
+torch::Tensor quantized_for_step(const Parameter& parameter);
 
 }  // namespace qat

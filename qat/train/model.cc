@@ -281,7 +281,7 @@ void Model::freeze_codes() {
 void Model::draw_to_levels(double strength) {
   const torch::NoGradGuard no_grad;
   for (Parameter& p : parameters_)
-    if (p.log_scale.defined() && !p.frozen) p.master.detach().lerp_(p.quantized(pass_clipped), strength);
+    if (p.log_scale.defined() && !p.frozen) p.master.detach().lerp_(p.quantized(), strength);
 }
 
 void Model::mark_frozen() {
@@ -301,15 +301,15 @@ torch::Tensor Parameter::scales() const {
   return scale_sign.defined() ? stored_block_scales(log_scale, scale_sign) : storable_scales(log_scale);
 }
 
-torch::Tensor Parameter::quantized(bool pass_clipped) const {
+torch::Tensor Parameter::quantized() const {
   if (scale_sign.defined()) {
-    if (!frozen) return block_quantize(effective(), log_scale, scale_sign, pass_clipped);
+    if (!frozen) return block_quantize(effective(), log_scale, scale_sign);
     return frozen_block_quantize(master.detach().to(torch::kInt8), log_scale, scale_sign);
   }
   const int bits = code_bits(grid);
   if (bits == 0) return fake_quantize(effective(), grid);
   if (frozen) return frozen_channel_quantize(master.detach().to(torch::kInt8), log_scale, bits);
-  return channel_quantize(effective(), log_scale, bits, pass_clipped);
+  return channel_quantize(effective(), log_scale, bits);
 }
 
 ForwardWeights Model::forward_weights() const {
@@ -317,7 +317,7 @@ ForwardWeights Model::forward_weights() const {
   ForwardWeights weights;
   weights.layers.resize(config_.layers.size());
   for (const Parameter& p : parameters_)
-    weights.at(p.info) = p.grid == DType::F32 ? p.master.detach() : p.quantized(pass_clipped).detach();
+    weights.at(p.info) = p.grid == DType::F32 ? p.master.detach() : p.quantized().detach();
   weights.scales = static_grids_.scales();
   return weights;
 }
@@ -332,10 +332,10 @@ StepWeights::StepWeights(Model& model) {
       continue;
     }
     if (parameter.adapter.defined()) {
-      used = quantized_for_step(parameter, model.pass_clipped);
+      used = quantized_for_step(parameter);
       continue;
     }
-    const torch::Tensor value = parameter.quantized(model.pass_clipped);
+    const torch::Tensor value = parameter.quantized();
     used = value.detach().requires_grad_(parameter.trained);
     if (parameter.trained) quantized_.push_back({value, used});
   }

@@ -48,7 +48,7 @@ struct Parameter {
   torch::Tensor effective() const { return adapter.defined() && !frozen ? adapted(master, adapter) : master; }
   // The effective master as the forward pass multiplies by it. Differentiable in the master or its adapter, and in
   // log_scale.
-  torch::Tensor quantized(bool pass_clipped) const;
+  torch::Tensor quantized() const;
   // Where log_scale is defined. Codes: int8, info.shape, on the CPU; scales: float32 with their sign, as files hold
   // them.
   torch::Tensor codes() const;
@@ -91,8 +91,7 @@ class Model {
   // Against oscillation: masters on grids of learned scales go `strength` (0 to 1) of the way to their level. A weight
   // whose gradient is weaker than that stays in its cell.
   void draw_to_levels(double strength);
-  void mark_frozen();        // the masters already are codes: read back from a checkpoint
-  bool pass_clipped = true;  // weights beyond a grid of learned scales get a gradient too
+  void mark_frozen();  // the masters already are codes: read back from a checkpoint
   // The masters on their grids, outside autograd: for evaluation and for a frozen teacher.
   ForwardWeights forward_weights() const;
 

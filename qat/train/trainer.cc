@@ -206,7 +206,6 @@ Model planned_model(const FloatCheckpoint& source, torch::Device device, const P
   if (plan.keep) {
     for (auto& [name, entry] : *resolved) entry.grid = DType::F32;  // plain training: nothing is rounded
   }
-  model.pass_clipped = recipe.pass_clipped;
   model.apply_plan(plan, *resolved);
   if (recipe.narrow_after > 0.0) model.widen();
   if (recipe.lora_rank > 0) {

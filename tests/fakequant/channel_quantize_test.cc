@@ -148,7 +148,8 @@ TEST(ChannelQuantize, GradientsAreThoseOfTheFormulas) {
       for (const Case& c : cases(bits)) {
         const torch::Tensor g = torch::randn(c.w.sizes());
         const torch::Tensor w = leaf(c.w), log_scale = leaf(c.log_scale);
-        channel_quantize(w, log_scale, bits, pass_clipped).backward(g);
+        if (pass_clipped) channel_quantize(w, log_scale, bits).backward(g);
+        else lsq_quantize(w, log_scale, bits, {lsq_factor(c.w.size(1), bits), pass_clipped}).backward(g);
         SCOPED_TRACE(std::to_string(bits) + " bits, " + std::to_string(c.w.size(1)) + " columns");
         expect_gradients(expected_gradients(c, g, bits, pass_clipped), w.grad(), log_scale.grad());
       }
@@ -310,7 +311,7 @@ TEST(ChannelQuantize, LearnedScaleAndWeightsBeatTheSearchedScale) {
   for (const int bits : kWidths) {
     const torch::Tensor searched = search_log_scales(target, kCols, bits, hessian.diagonal().contiguous());
     const auto loss = [&](const torch::Tensor& w, const torch::Tensor& t) {
-      const torch::Tensor error = channel_quantize(w, t, bits, /*pass_clipped=*/true) - target;
+      const torch::Tensor error = channel_quantize(w, t, bits) - target;
       return (torch::matmul(error, hessian) * error).sum();
     };
     const double before = loss(target, searched).item<double>();
