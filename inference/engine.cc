@@ -22,8 +22,17 @@ DType cache_type_of(const EngineOptions& o) {
   return in_floats && o.cache_type == DType::F16 ? DType::F32 : o.cache_type;
 }
 
+namespace {
+
+Weights in_place(Weights weights, const EngineOptions& options) {
+  if (options.copy_weights) copy_into_memory(weights);
+  return weights;
+}
+
+}  // namespace
+
 Engine::Impl::Impl(Weights weights, const EngineOptions& options)
-    : transformer(std::move(weights), options), pool(options.threads) {}
+    : transformer(in_place(std::move(weights), options), options), pool(options.threads) {}
 
 Engine::Engine(Weights weights, const EngineOptions& options)
     : impl_(std::make_unique<Impl>(std::move(weights), options)) {}

@@ -56,11 +56,16 @@ struct Weights {
   std::vector<float> output_norm, ple_projection_norm;
   std::vector<LayerWeights> layers;
   std::vector<std::shared_ptr<void>> owners;  // mapped files and repacked buffers
+  bool is_mapped = false;                     // the matrices lie in mapped files
 };
 
 // Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot
 // run.
 Weights load_weights(const std::string& path);
+// Moves what every token reads whole (all matrices but embedding tables), as load_weights left it, from where files are
+// mapped to memory of its own in pages of megabytes. The page cache has it too, until the system wants that memory for
+// something else.
+void copy_into_memory(Weights& weights);
 // A tensor of the model's table as loaded; nullptr when it is none of that kind. A tied head is the embedding.
 const Matrix* find_matrix(const Weights& weights, const TensorInfo& info);
 Matrix* find_matrix(Weights& weights, const TensorInfo& info);
@@ -80,6 +85,7 @@ struct EngineOptions {
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;
+  bool copy_weights = false;  // copy_into_memory()
 };
 
 Isa isa_of(const EngineOptions& options);

@@ -127,7 +127,7 @@ void MatmulInput::multiply_by_row(Isa isa, ThreadPool& pool, const float* x, con
       for (int64_t r = 0; r < rows_; ++r) y[r * w.rows + o] = floats.dot(decoded, x + r * w.cols, w.cols);
     }
   };
-  pool.parallel_for(w.rows, piece_of(w.rows, rows_ * w.cols, 1, pool.size()),
+  pool.parallel_for(w.rows, pieces_of(w.rows, rows_ * w.cols, 1, pool.size()),
                     [&](int64_t begin, int64_t end, int worker) {
                       for (int64_t o = begin; o < end; ++o) multiply(o, worker);
                     });

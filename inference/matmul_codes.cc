@@ -61,7 +61,7 @@ template <class Use>
 void for_products(ThreadPool& pool, Span<const Product> products, int64_t work_per_output, const Use& use) {
   int64_t outputs = 0;
   for (const Product& product : products) outputs += product.w->rows;
-  pool.parallel_for(outputs, piece_of(outputs, work_per_output, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
+  pool.parallel_for(outputs, pieces_of(outputs, work_per_output, 1, pool.size()), [&](int64_t begin, int64_t end, int) {
     int64_t first = 0;  // of the product's, among all
     for (const Product& product : products) {
       const int64_t rows = product.w->rows, from = std::max(begin - first, int64_t{0});
@@ -182,8 +182,8 @@ void MatmulInput::encode_digits(const ChannelKernel& kernel) {
 
 void MatmulInput::multiply_digits(const ChannelKernel& kernel, ThreadPool& pool, const Matrix& w, float* y) {
   encode_digits(kernel);
-  const int64_t piece = piece_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size());
-  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int) {
+  const ThreadPool::Pieces pieces = pieces_of(w.rows, w.cols / kCodesPerFloat, 1, pool.size());
+  pool.parallel_for(w.rows, pieces, [&](int64_t begin, int64_t end, int) {
     for_outputs(kernel, w, arranged_.data(), 2, begin, end, [&](int64_t o, const int32_t* sums, double scale) {
       y[o] = static_cast<float>((256.0 * sums[0] + sums[1]) * (digit_scale_ * scale));
     });
@@ -279,14 +279,16 @@ void MatmulInput::multiply_code_block(const CodePanelKernel& kernel, const CodeB
 // kCodeDepth columns at a time (second level of the cache), and meet every panel of activations (first level).
 template <class Multiply>
 void MatmulInput::for_code_blocks(ThreadPool& pool, const Matrix& w, int64_t products, const Multiply& multiply) const {
-  const int64_t wanted = piece_of(w.rows, products * rows_ * w.cols / kCodesPerFloat, 8, pool.size());
-  const int64_t piece =
-      wanted > kCodeOutputs ? std::min(round_up(wanted, kCodeOutputs), kMostBlocks * kCodeOutputs) : wanted;
-  pool.parallel_for(w.rows, piece, [&](int64_t begin, int64_t end, int worker) {
+  ThreadPool::Pieces pieces = pieces_of(w.rows, products * rows_ * w.cols / kCodesPerFloat, 8, pool.size());
+  if (pieces.most > kCodeOutputs) {
+    pieces.most = std::min(round_up(pieces.most, kCodeOutputs), kMostBlocks * kCodeOutputs);
+    pieces.least = std::min(round_up(pieces.least, kCodeOutputs), pieces.most);
+  }
+  pool.parallel_for(w.rows, pieces, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t o = begin; o < end; o += kCodeOutputs) {
       const int64_t outputs = std::min(kCodeOutputs, end - o);
       // Threads that are as fast as each other take pieces in turn.
-      const int64_t next = o + outputs < end ? o + outputs : begin + piece * pool.size();
+      const int64_t next = o + outputs < end ? o + outputs : begin + (end - begin) * pool.size();
       multiply(CodeBlock{&w, o, outputs}, CodeBlock{&w, std::min(next, w.rows), outputs}, worker);
     }
   });

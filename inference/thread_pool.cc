@@ -36,12 +36,24 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+// The end of the piece that begins at *begin; 0 when none is left.
+int64_t ThreadPool::take(const Job& job, int64_t* begin) {
+  const auto [most, least] = job.pieces;
+  *begin = next_.load(std::memory_order_relaxed);
+  while (*begin < job.count) {
+    // Half of an equal share of what is left.
+    const int64_t share = (job.count - *begin) / (2 * size());
+    const int64_t end = *begin + std::max(least, std::min(most, share) / least * least);
+    if (next_.compare_exchange_weak(*begin, end, std::memory_order_relaxed)) return std::min(end, job.count);
+  }
+  return 0;
+}
+
 void ThreadPool::take_pieces(const Job& job, int worker) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(job.piece, std::memory_order_relaxed);
-    if (begin >= job.count) return;
+  int64_t begin = 0;
+  while (const int64_t end = take(job, &begin)) {
     try {
-      job.call(job.body, begin, std::min(begin + job.piece, job.count), worker);
+      job.call(job.body, begin, end, worker);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!exception_) exception_ = std::current_exception();

@@ -26,9 +26,19 @@ class ThreadPool {
   // here, after the rest.
   template <class Body>
   void parallel_for(int64_t count, int64_t piece, const Body& body) {
+    parallel_for(count, {piece, piece}, body);
+  }
+
+  // The same over pieces that begin at multiples of `least` and become smaller towards the end, `least` items at the
+  // smallest: large ones suit who reads memory, and no thread waits long for the last one.
+  struct Pieces {
+    int64_t most, least;
+  };
+  template <class Body>
+  void parallel_for(int64_t count, Pieces pieces, const Body& body) {
     if (count <= 0) return;
-    if (workers_.empty() || count <= piece) return body(int64_t{0}, count, 0);
-    run({count, piece, &body, [](const void* b, int64_t begin, int64_t end, int worker) {
+    if (workers_.empty() || count <= pieces.least) return body(int64_t{0}, count, 0);
+    run({count, pieces, &body, [](const void* b, int64_t begin, int64_t end, int worker) {
            (*static_cast<const Body*>(b))(begin, end, worker);
          }});
   }
@@ -36,11 +46,12 @@ class ThreadPool {
  private:
   struct Job {
     int64_t count = 0;
-    int64_t piece = 0;
+    Pieces pieces = {0, 0};
     const void* body = nullptr;
     void (*call)(const void* body, int64_t begin, int64_t end, int worker) = nullptr;
   };
   void run(const Job& job);
+  int64_t take(const Job& job, int64_t* begin);
   void take_pieces(const Job& job, int worker);
   void work(int worker);
   uint64_t wait_for_job(uint64_t seen);

@@ -9,6 +9,7 @@
 #include "format/grid.h"
 #include "format/mobile.h"
 #include "inference/engine.h"
+#include "inference/huge_pages.h"
 #include "inference/kernels.h"
 
 namespace qat {
@@ -172,26 +173,35 @@ Weights from_quantized(const std::string& path) {
   return w;
 }
 
-// All that every token reads whole. In a file it is one run of bytes, or a few, between the tables: pages of megabytes
-// want no gaps where norms lie.
-Weights with_advice(Weights w) {
-  std::vector<const Matrix*> matrices = {&w.output, &w.ple_model_projection};
-  for (const LayerWeights& l : w.layers)
-    for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
+// What every token reads whole: matrices that lie one after the other.
+struct Run {
+  const uint8_t *begin, *end;
+  std::vector<Matrix*> matrices;
+};
+
+// In a file they are one run of bytes, or a few, between the tables: pages of megabytes want no gaps where norms lie.
+std::vector<Run> runs_of(Weights& w) {
+  std::vector<Matrix*> matrices = {&w.output, &w.ple_model_projection};
+  for (LayerWeights& l : w.layers)
+    for (Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
       matrices.push_back(m);
   matrices.erase(std::remove_if(matrices.begin(), matrices.end(), [](const Matrix* m) { return !*m; }), matrices.end());
   std::sort(matrices.begin(), matrices.end(),
             [](const Matrix* a, const Matrix* b) { return std::less<>()(a->data, b->data); });
   constexpr std::ptrdiff_t kLargestGap = 1 << 20;
-  const uint8_t *begin = nullptr, *end = nullptr;
-  for (const Matrix* m : matrices) {
-    if (begin == nullptr || m->data - end > kLargestGap) {
-      advise_huge_pages(begin, static_cast<size_t>(end - begin));
-      begin = m->data;
-    }
-    end = m->data + m->data_bytes();
+  std::vector<Run> runs;
+  for (Matrix* m : matrices) {
+    if (runs.empty() || m->data - runs.back().end > kLargestGap) runs.push_back({m->data, m->data, {}});
+    runs.back().end = m->data + m->data_bytes();
+    runs.back().matrices.push_back(m);
   }
-  advise_huge_pages(begin, static_cast<size_t>(end - begin));
+  return runs;
+}
+
+// Of mapped files.
+Weights mapped(Weights w) {
+  for (const Run& run : runs_of(w)) advise_huge_pages(run.begin, static_cast<size_t>(run.end - run.begin));
+  w.is_mapped = true;
   return w;
 }
 
@@ -219,13 +229,33 @@ Matrix* find_matrix(Weights& w, const TensorInfo& info) {
 
 Weights load_weights(const std::string& path) {
   switch (detect_model_kind(path)) {
-    case ModelKind::gguf: return with_advice(from_gguf(path));
-    case ModelKind::hf_directory: return with_advice(from_hf(path));
-    case ModelKind::mobile: return with_advice(from_mobile(path));
+    case ModelKind::gguf: return mapped(from_gguf(path));
+    case ModelKind::hf_directory: return mapped(from_hf(path));
+    case ModelKind::mobile: return mapped(from_mobile(path));
     case ModelKind::quantized_checkpoint: return from_quantized(path);
   }
   QAT_CHECK(false);
   return {};
+}
+
+void copy_into_memory(Weights& weights) {
+  if (!weights.is_mapped) return;  // a quantized checkpoint's rows were repacked into memory
+  weights.is_mapped = false;
+  for (const Run& run : runs_of(weights)) {
+    const auto size = static_cast<size_t>(run.end - run.begin);
+    const auto memory = std::make_shared<HugeVector<uint8_t>>();
+    memory->reserve(size);  // and not resized to, which would write it twice
+    constexpr size_t kPart = size_t{64} << 20;
+    for (size_t at = 0; at < size; at += kPart) {
+      const uint8_t* from = run.begin + at;
+      const size_t count = std::min(kPart, size - at);
+      memory->insert(memory->end(), from, from + count);
+      release_pages(from, count);
+    }
+    for (Matrix* m : run.matrices) m->data = memory->data() + (m->data - run.begin);
+    weights.owners.push_back(memory);
+  }
+  if (weights.config.tied) weights.embedding.data = weights.output.data;
 }
 
 const Matrix* find_matrix(const Weights& weights, const TensorInfo& info) {

@@ -85,6 +85,9 @@ void add_engine_options(CLI::App& command, EngineOptions& options, bool referenc
       ->type_name("N");
   if (!reference) return;
   command.add_flag("--reference", options.reference, "Plain loops over floats instead of the fast kernels");
+  command.add_flag("--no-mmap", options.copy_weights,
+                   "Copy the weights into memory, in pages of megabytes, instead of reading them where the file is "
+                   "mapped: decodes faster where the page cache holds the file in small pages");
   options.cache_type = DType::F16;
   command.add_flag("--exact", options.float_activations,
                    "Floats everywhere (but in --kv-cache q8_0); else activations that meet quantized weights are "

@@ -223,6 +223,11 @@ TEST_F(Command, MobileQuantizeExportEvalInspect) {
   expect_success("logits tiny --ids ids.txt --out floats.safetensors");
   expect_success("logits tiny --ids ids.txt --kv-cache q8_0 --out blocks.safetensors");
   EXPECT_NE(file_contents(place / "floats.safetensors"), file_contents(place / "blocks.safetensors"));
+  for (const std::string model : {"tiny", "mobile"}) {
+    expect_success("logits " + model + " --ids ids.txt --out mapped.safetensors");
+    expect_success("logits " + model + " --ids ids.txt --no-mmap --out copied.safetensors");
+    EXPECT_TRUE(file_contents(place / "mapped.safetensors") == file_contents(place / "copied.safetensors"));
+  }
   // Without static scales the GGUF file is the same model.
   expect_success("quantize tiny --plan mobile --activations off --kv-bits float --out weights");
   const auto perplexity = [&](const std::string& model) {

@@ -278,6 +278,24 @@ SeenByName observe(Engine& engine, const std::vector<int32_t>& tokens, size_t fi
   return all;
 }
 
+TEST_P(EngineTest, CopiedWeightsAreTheSameElsewhere) {
+  const Weights mapped = load_weights(path_);
+  Weights copied = mapped;
+  copy_into_memory(copied);
+  for (const TensorInfo& info : tensor_table(mapped.config)) {
+    const Matrix *m = find_matrix(mapped, info), *c = find_matrix(copied, info);
+    if (m == nullptr || !*m) continue;
+    EXPECT_EQ(std::memcmp(m->data, c->data, m->data_bytes()), 0) << info.name;
+    EXPECT_EQ(m->data == c->data, m->file != nullptr) << info.name;  // tables stay where they are
+  }
+  EXPECT_EQ(copied.embedding.data == copied.output.data, mapped.embedding.data == mapped.output.data);
+  EngineOptions options = with_threads(2);
+  options.copy_weights = true;
+  Engine a(load_weights(path_), with_threads(2)), b(load_weights(path_), options);
+  const std::vector<int32_t> tokens = random_tokens(10, a.config().vocab);
+  EXPECT_EQ(run(a, tokens), run(b, tokens));
+}
+
 TEST_P(EngineTest, HookSeesInputAndOutputOfEveryLinear) {
   Engine engine(strong_weights(path_), with_threads(1));
   const ModelConfig& c = engine.config();

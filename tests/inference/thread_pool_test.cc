@@ -27,6 +27,28 @@ TEST(ThreadPool, EachItemOnceInManySmallLoops) {
   }
 }
 
+TEST(ThreadPool, PiecesBecomeSmallerTowardsTheEnd) {
+  for (const int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    for (const int64_t count : {1, 63, 64, 65, 1000, 4096, 5001}) {
+      for (const int64_t least : {1, 64}) {
+        const int64_t most = 8 * least;
+        std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
+        std::atomic<int64_t> last{0};  // width of the last piece
+        pool.parallel_for(count, {most, least}, [&](int64_t begin, int64_t end, int) {
+          ASSERT_EQ(begin % least, 0);
+          ASSERT_LE(end - begin, most);
+          ASSERT_TRUE(end - begin >= least || end == count);
+          for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+          if (end == count) last = end - begin;
+        });
+        for (const auto& n : seen) ASSERT_EQ(n, 1);
+        EXPECT_LE(last, least);
+      }
+    }
+  }
+}
+
 TEST(ThreadPool, WakesWorkersThatSleep) {
   ThreadPool pool(2);
   std::atomic<int> meeting{0};
