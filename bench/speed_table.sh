@@ -3,10 +3,11 @@
 # median of the rounds' ratios. Prefill of PROMPT tokens, decoding of TOKENS after 16.
 # usage: [ROUNDS=5 PROMPT=128 TOKENS=32 THREADS=2] bench/speed_table.sh MODEL...
 #   e.g. bench/speed_table.sh llama-1b-q4_0.gguf gemma4-e2b-q4_0.gguf gemma4-e2b-mobile/      (bench/make_model.sh, qat init --plan mobile)
-# QAT_LLAMA_CPP: a folder with llama-bench; else the one that tests/interop/setup.sh installs.
+# NO_MMAP=1: weights copied into memory by both. QAT_LLAMA_CPP: a folder with llama-bench; else the one that tests/interop/setup.sh installs.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 rounds=${ROUNDS:-5} prompt=${PROMPT:-128} tokens=${TOKENS:-32} threads=${THREADS:-2}
+[ "${NO_MMAP:-0}" = 1 ] && ours=(--no-mmap) theirs=(-mmp 0) || ours=() theirs=()
 here=$(cd "$(dirname "$0")/.." && pwd)
 qat=${QAT_BUILD:-$here/build}/qat
 work=$(mktemp -d)
@@ -20,7 +21,7 @@ llama_bench() {
   else OMP_WAIT_POLICY=active "$here/tests/interop/judge" llama-bench "$@"; fi
 }
 llama_speed() {
-  llama_bench -m "$1" -t "$threads" -dev none -ngl 0 -r 1 -o jsonl "${@:2}" >"$work/llama" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
+  llama_bench -m "$1" -t "$threads" -dev none -ngl 0 -r 1 -o jsonl "${theirs[@]}" "${@:2}" >"$work/llama" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
   number avg_ts "$work/llama"
 }
 
@@ -28,7 +29,7 @@ printf '| file | prefill %d (tokens/s) | x llama.cpp | decode (tokens/s) | x lla
 for model in "$@"; do
   rm -f "$work"/*.list
   for round in $(seq "$rounds"); do
-    "$qat" bench "$model" --threads "$threads" --prompt "$prompt" --tokens "$tokens" --context 16 --repeat 1 --json >"$work/qat" 2>"$work/log" ||
+    "$qat" bench "$model" --threads "$threads" --prompt "$prompt" --tokens "$tokens" --context 16 --repeat 1 --json "${ours[@]}" >"$work/qat" 2>"$work/log" ||
       { tail -n 5 "$work/log" >&2; exit 1; }
     for key in prefill_tokens_per_s decode_tokens_per_s read_bandwidth_share peak_rss_bytes; do number $key "$work/qat" >>"$work/$key.list"; done
     [ -f "$model" ] || continue
