@@ -173,14 +173,8 @@ Weights from_quantized(const std::string& path) {
   return w;
 }
 
-// What every token reads whole: matrices that lie one after the other.
-struct Run {
-  const uint8_t *begin, *end;
-  std::vector<Matrix*> matrices;
-};
-
-// In a file they are one run of bytes, or a few, between the tables: pages of megabytes want no gaps where norms lie.
-std::vector<Run> runs_of(Weights& w) {
+// What every token reads whole, in the order of their addresses.
+std::vector<Matrix*> matrices_of(Weights& w) {
   std::vector<Matrix*> matrices = {&w.output, &w.ple_model_projection};
   for (LayerWeights& l : w.layers)
     for (Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection})
@@ -188,19 +182,23 @@ std::vector<Run> runs_of(Weights& w) {
   matrices.erase(std::remove_if(matrices.begin(), matrices.end(), [](const Matrix* m) { return !*m; }), matrices.end());
   std::sort(matrices.begin(), matrices.end(),
             [](const Matrix* a, const Matrix* b) { return std::less<>()(a->data, b->data); });
-  constexpr std::ptrdiff_t kLargestGap = 1 << 20;
-  std::vector<Run> runs;
-  for (Matrix* m : matrices) {
-    if (runs.empty() || m->data - runs.back().end > kLargestGap) runs.push_back({m->data, m->data, {}});
-    runs.back().end = m->data + m->data_bytes();
-    runs.back().matrices.push_back(m);
-  }
-  return runs;
+  return matrices;
 }
 
-// Of mapped files.
+size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }  // of cache
+
+// In a file they are one run of bytes, or a few, between the tables: pages of megabytes want no gaps where norms lie.
 Weights mapped(Weights w) {
-  for (const Run& run : runs_of(w)) advise_huge_pages(run.begin, static_cast<size_t>(run.end - run.begin));
+  constexpr std::ptrdiff_t kLargestGap = 1 << 20;
+  const uint8_t *begin = nullptr, *end = nullptr;
+  for (const Matrix* m : matrices_of(w)) {
+    if (begin == nullptr || m->data - end > kLargestGap) {
+      advise_huge_pages(begin, static_cast<size_t>(end - begin));
+      begin = m->data;
+    }
+    end = m->data + m->data_bytes();
+  }
+  advise_huge_pages(begin, static_cast<size_t>(end - begin));
   w.is_mapped = true;
   return w;
 }
@@ -241,20 +239,24 @@ Weights load_weights(const std::string& path) {
 void copy_into_memory(Weights& weights) {
   if (!weights.is_mapped) return;  // a quantized checkpoint's rows were repacked into memory
   weights.is_mapped = false;
-  for (const Run& run : runs_of(weights)) {
-    const auto size = static_cast<size_t>(run.end - run.begin);
-    const auto memory = std::make_shared<HugeVector<uint8_t>>();
-    memory->reserve(size);  // and not resized to, which would write it twice
-    constexpr size_t kPart = size_t{64} << 20;
-    for (size_t at = 0; at < size; at += kPart) {
-      const uint8_t* from = run.begin + at;
-      const size_t count = std::min(kPart, size - at);
-      memory->insert(memory->end(), from, from + count);
-      release_pages(from, count);
+  const std::vector<Matrix*> matrices = matrices_of(weights);
+  size_t size = 0;
+  for (const Matrix* m : matrices) size += whole_lines(m->data_bytes());
+  const auto memory = std::make_shared<HugeVector<uint8_t>>();
+  memory->reserve(size);  // and not resized to, which would write it twice
+  for (Matrix* m : matrices) {
+    const uint8_t *from = m->data, *end = from + m->data_bytes();
+    m->data = memory->data() + memory->size();
+    while (from < end) {
+      constexpr std::ptrdiff_t kPart = 64 << 20;  // so much is in memory twice
+      const uint8_t* part = from;
+      from += std::min(kPart, end - from);
+      memory->insert(memory->end(), part, from);
+      release_pages(part, static_cast<size_t>(from - part));
     }
-    for (Matrix* m : run.matrices) m->data = memory->data() + (m->data - run.begin);
-    weights.owners.push_back(memory);
+    memory->resize(whole_lines(memory->size()));
   }
+  weights.owners.push_back(memory);
   if (weights.config.tied) weights.embedding.data = weights.output.data;
 }
 
