@@ -7,7 +7,6 @@
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 rounds=${ROUNDS:-5} prompt=${PROMPT:-128} tokens=${TOKENS:-32} threads=${THREADS:-2}
-[ "${NO_MMAP:-0}" = 1 ] && ours=(--no-mmap) theirs=(-mmp 0) || ours=() theirs=()
 here=$(cd "$(dirname "$0")/.." && pwd)
 qat=${QAT_BUILD:-$here/build}/qat
 work=$(mktemp -d)
@@ -20,6 +19,12 @@ llama_bench() {
   if [ -n "${QAT_LLAMA_CPP:-}" ]; then "$QAT_LLAMA_CPP/llama-bench" "$@"
   else OMP_WAIT_POLICY=active "$here/tests/interop/judge" llama-bench "$@"; fi
 }
+ours=() theirs=()
+if [ "${NO_MMAP:-0}" = 1 ]; then  # llama-bench spells it in two ways
+  help=$(llama_bench --help 2>&1)
+  case $help in *--load-mode*) theirs=(-lm none) ;; *) theirs=(-mmp 0) ;; esac
+  ours=(--no-mmap)
+fi
 llama_speed() {
   llama_bench -m "$1" -t "$threads" -dev none -ngl 0 -r 1 -o jsonl "${theirs[@]}" "${@:2}" >"$work/llama" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
   number avg_ts "$work/llama"
