@@ -172,6 +172,7 @@ FloatCheckpoint::FloatCheckpoint(const std::string& directory)
       config_(model_config_from_hf(directory, &notices_)),
       table_(tensor_table(config_)),
       file_(std::make_unique<Safetensors>(directory)) {
+  file_->advise_huge_pages();
   for (const TensorInfo& info : table_) {
     const TensorView* view = find_in(*file_, info.name);
     if (view == nullptr)

@@ -86,6 +86,14 @@ void advise_huge_pages(const void* data, size_t size) {
 #endif
 }
 
+void populate_pages(const void* data, size_t size) {
+#if defined(MADV_POPULATE_READ)
+  advise(data, size, MADV_POPULATE_READ);
+#else
+  static_cast<void>(data), static_cast<void>(size);
+#endif
+}
+
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer before we can refuse it.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);

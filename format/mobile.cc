@@ -149,6 +149,7 @@ MobileCheckpoint::MobileCheckpoint(const std::string& directory)
       table_(tensor_table(config_)),
       quantization_(read_quantization(directory)),
       file_(std::make_unique<Safetensors>(directory)) {
+  file_->advise_huge_pages();  // before scales are checked
   const MobileWidths widths(quantization_, directory + "/config.json");
   for (const TensorInfo& info : table_) by_name_.emplace(info.name, find_tensor(widths, info));
   read_cache_scales();

@@ -253,6 +253,10 @@ const TensorView& Safetensors::at(const std::string& name) const {
   return *view;
 }
 
+void Safetensors::advise_huge_pages() const {
+  for (const MappedFile& file : files_) qat::advise_huge_pages(file.bytes().data(), file.bytes().size());
+}
+
 const MappedFile* Safetensors::file_of(const uint8_t* bytes) const {
   for (const MappedFile& file : files_)
     if (file.holds(bytes, 1)) return &file;

@@ -40,6 +40,7 @@ class Safetensors {
   const TensorView* find(const std::string& name) const;               // nullptr when absent
   const TensorView& at(const std::string& name) const;                 // throws Error naming the file
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  void advise_huge_pages() const;                         // of all files (format/file_io.h)
   const MappedFile* file_of(const uint8_t* bytes) const;  // that a tensor's bytes are mapped from; nullptr: none
 
  private:

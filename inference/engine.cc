@@ -25,7 +25,8 @@ DType cache_type_of(const EngineOptions& o) {
 namespace {
 
 Weights in_place(Weights weights, const EngineOptions& options) {
-  if (options.copy_weights) copy_into_memory(weights);
+  if (options.copy_weights) copy_into_memory(weights, options.load_progress);
+  else populate(weights, options.load_progress);
   return weights;
 }
 

@@ -62,10 +62,14 @@ struct Weights {
 // Loads weights by content (detect_model_kind). Throws Error: tensor missing, wrong shape, a type the engine cannot
 // run.
 Weights load_weights(const std::string& path);
-// Moves what every token reads whole (all matrices but embedding tables), as load_weights left it, from where files are
-// mapped to memory of its own in pages of megabytes. The page cache has it too, until the system wants that memory for
-// something else.
-void copy_into_memory(Weights& weights);
+// Called as a part of what is read in is done, in bytes, at first with 0 of them.
+using LoadProgress = std::function<void(int64_t done, int64_t total)>;
+// Reads what every token reads whole (all matrices but embedding tables), as load_weights left it, in where files are
+// mapped (populate_pages).
+void populate(const Weights& weights, const LoadProgress& progress = {});
+// Moves the same from there to memory of its own in pages of megabytes. The page cache has it too, until the system
+// wants that memory for something else.
+void copy_into_memory(Weights& weights, const LoadProgress& progress = {});
 // A tensor of the model's table as loaded; nullptr when it is none of that kind. A tied head is the embedding.
 const Matrix* find_matrix(const Weights& weights, const TensorInfo& info);
 Matrix* find_matrix(Weights& weights, const TensorInfo& info);
@@ -85,7 +89,8 @@ struct EngineOptions {
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;
-  bool copy_weights = false;  // copy_into_memory()
+  bool copy_weights = false;   // copy_into_memory() instead of populate()
+  LoadProgress load_progress;  // of either
 };
 
 Isa isa_of(const EngineOptions& options);

@@ -78,6 +78,7 @@ void take_tensors(Weights& w, const std::vector<TensorInfo>& table, const Tensor
 
 Weights from_gguf(const std::string& path) {
   const auto file = std::make_shared<GgufFile>(path);
+  advise_huge_pages(file->file().bytes().data(), file->file().bytes().size());
   Weights w;
   w.config = model_config_from_gguf(*file);
   w.rope_interleaved = w.config.arch == Arch::llama;
@@ -187,18 +188,45 @@ std::vector<Matrix*> matrices_of(Weights& w) {
 
 size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }  // of cache
 
-// In a file they are one run of bytes, or a few, between the tables: pages of megabytes want no gaps where norms lie.
-Weights mapped(Weights w) {
+// Calls run(begin, size) for each run of bytes that they are in a file: one or a few between the tables, with the norms
+// that lie among them, for pages of megabytes want no gaps.
+template <class Run>
+void for_each_run(Weights& w, const Run& run) {
   constexpr std::ptrdiff_t kLargestGap = 1 << 20;
   const uint8_t *begin = nullptr, *end = nullptr;
   for (const Matrix* m : matrices_of(w)) {
     if (begin == nullptr || m->data - end > kLargestGap) {
-      advise_huge_pages(begin, static_cast<size_t>(end - begin));
+      run(begin, static_cast<size_t>(end - begin));
       begin = m->data;
     }
     end = m->data + m->data_bytes();
   }
-  advise_huge_pages(begin, static_cast<size_t>(end - begin));
+  run(begin, static_cast<size_t>(end - begin));
+}
+
+// Goes through `total` bytes in parts of 64 MB, and says how far it is.
+class Parts {
+ public:
+  Parts(size_t total, const LoadProgress& progress) : total_(static_cast<int64_t>(total)), progress_(progress) {
+    if (progress_) progress_(0, total_);
+  }
+  template <class Use>
+  void take(const uint8_t* begin, size_t size, const Use& use) {
+    constexpr size_t kPart = 64 << 20;
+    for (size_t at = 0; at < size; at += kPart) {
+      const size_t n = std::min(kPart, size - at);
+      use(begin + at, n);
+      done_ += static_cast<int64_t>(n);
+      if (progress_) progress_(done_, total_);
+    }
+  }
+
+ private:
+  int64_t done_ = 0, total_;
+  const LoadProgress& progress_;
+};
+
+Weights mapped(Weights w) {
   w.is_mapped = true;
   return w;
 }
@@ -236,24 +264,31 @@ Weights load_weights(const std::string& path) {
   return {};
 }
 
-void copy_into_memory(Weights& weights) {
-  if (!weights.is_mapped) return;  // a quantized checkpoint's rows were repacked into memory
+void populate(const Weights& weights, const LoadProgress& progress) {
+  if (!weights.is_mapped) return;           // a quantized checkpoint's rows were repacked into memory
+  auto& w = const_cast<Weights&>(weights);  // which changes none of them
+  size_t total = 0;
+  for_each_run(w, [&](const uint8_t*, size_t size) { total += size; });
+  Parts parts(total, progress);
+  for_each_run(w, [&](const uint8_t* begin, size_t size) { parts.take(begin, size, populate_pages); });
+}
+
+void copy_into_memory(Weights& weights, const LoadProgress& progress) {
+  if (!weights.is_mapped) return;
   weights.is_mapped = false;
   const std::vector<Matrix*> matrices = matrices_of(weights);
-  size_t size = 0;
-  for (const Matrix* m : matrices) size += whole_lines(m->data_bytes());
+  size_t size = 0, bytes = 0;
+  for (const Matrix* m : matrices) size += whole_lines(m->data_bytes()), bytes += m->data_bytes();
   const auto memory = std::make_shared<HugeVector<uint8_t>>();
   memory->reserve(size);  // and not resized to, which would write it twice
+  Parts parts(bytes, progress);
   for (Matrix* m : matrices) {
-    const uint8_t *from = m->data, *end = from + m->data_bytes();
+    const uint8_t* from = m->data;
     m->data = memory->data() + memory->size();
-    while (from < end) {
-      constexpr std::ptrdiff_t kPart = 64 << 20;  // so much is in memory twice
-      const uint8_t* part = from;
-      from += std::min(kPart, end - from);
-      memory->insert(memory->end(), part, from);
-      release_pages(part, static_cast<size_t>(from - part));
-    }
+    parts.take(from, m->data_bytes(), [&](const uint8_t* part, size_t n) {
+      memory->insert(memory->end(), part, part + n);
+      release_pages(part, n);  // so that no more than a part is in memory twice
+    });
     memory->resize(whole_lines(memory->size()));
   }
   weights.owners.push_back(memory);

@@ -31,7 +31,8 @@ BenchReport measure(const BenchCommand& command) {
   const BenchOptions& bench = command.bench;
   BenchReport report;
   report.bytes = decode_bytes(weights, command.engine, bench.context, bench.tokens);
-  Engine engine(std::move(weights), command.engine);
+  const std::unique_ptr<Engine> started = start_engine(std::move(weights), command.engine);
+  Engine& engine = *started;
   const int64_t longest = std::max(bench.prompt, bench.context + bench.tokens), made_for = engine.config().context;
   if (made_for > 0 && longest > made_for) {
     std::fprintf(stderr, "%s: %lld positions are more than the %lld the model was made for; the speed stands\n",

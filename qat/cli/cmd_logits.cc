@@ -91,7 +91,8 @@ IdMatrix read_ids(const std::string& path, int64_t vocab) {
 
 void run_logits(const LogitsOptions& options) {
   check_output_file(options.out);
-  Engine engine(load_weights(options.model), options.engine);
+  const std::unique_ptr<Engine> started = start_engine(load_weights(options.model), options.engine);
+  Engine& engine = *started;
   const int64_t vocab = engine.config().vocab;
   const IdMatrix matrix = read_ids(options.ids, vocab);
   const InterruptGuard guard;

@@ -14,6 +14,7 @@
 #include "format/error.h"
 #include "format/file_io.h"
 #include "inference/evaluate.h"
+#include "qat/progress.h"
 
 namespace qat {
 namespace fs = std::filesystem;
@@ -169,6 +170,16 @@ Plan make_plan(const PlanOptions& options) {
   return plan;
 }
 
+std::unique_ptr<Engine> start_engine(Weights weights, const EngineOptions& options) {
+  std::unique_ptr<ProgressBar> bar;
+  EngineOptions with_bar = options;
+  with_bar.load_progress = [&](int64_t done, int64_t total) {
+    if (!bar) bar = std::make_unique<ProgressBar>("load", total);
+    bar->update(done);
+  };
+  return std::make_unique<Engine>(std::move(weights), with_bar);
+}
+
 RunningModel run_model(const std::string& path, const EngineOptions& options) {
   RunningModel model;
   model.path = path;
@@ -177,7 +188,7 @@ RunningModel run_model(const std::string& path, const EngineOptions& options) {
   if (model.tokenizer->vocab_size() != weights.config.vocab) {
     fail(path, ": the tokenizer has ", model.tokenizer->vocab_size(), " tokens, the model has ", weights.config.vocab);
   }
-  model.engine = std::make_unique<Engine>(std::move(weights), options);
+  model.engine = start_engine(std::move(weights), options);
   return model;
 }
 

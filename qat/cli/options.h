@@ -56,6 +56,8 @@ struct RunningModel {
   std::unique_ptr<Engine> engine;
 };
 RunningModel run_model(const std::string& path, const EngineOptions& options);
+// An engine, with a bar while the weights are read in.
+std::unique_ptr<Engine> start_engine(Weights weights, const EngineOptions& options);
 
 // Both sides must mean the same thing by a token id: the sizes, and what each tokenizer makes of the text.
 void check_same_vocabulary(const RunningModel& model, const RunningModel& base);

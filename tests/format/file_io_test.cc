@@ -1,8 +1,12 @@
 #include "format/file_io.h"
 
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 
 #include "tests/expect_error.h"
@@ -54,6 +58,39 @@ TEST(MappedFile, ReadsAPartAndNoticesThatTheFileWasCut) {
   fs::resize_file(dir / "a", 9);
   expect_error([&] { file.read(file.bytes().data() + 7, 5, part); },
                dir / "a: ends at 9 bytes, had 12 when it was opened");
+}
+
+// Calls f and returns how often this thread met a page that was not mapped.
+template <class F>
+long faults_of(const F& f) {
+  const auto faults = [] {
+    rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_minflt + usage.ru_majflt;
+  };
+  const long before = faults();
+  f();
+  return faults() - before;
+}
+
+TEST(MappedFile, PopulatedPagesAreMapped) {
+  TemporaryDirectory dir;
+  constexpr size_t kSize = 8 << 20, kPage = 4096;
+  write_file(dir / "a", std::string(kSize, 'x'));
+  const MappedFile file(dir / "a");
+  int sum = 0;
+  const auto touch = [&] {
+    for (size_t at = kSize / 2; at < kSize; at += kPage) sum += file.bytes()[at];
+  };
+  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, since Linux 5.14
+  if (madvise(const_cast<uint8_t*>(file.bytes().data()), kPage, kPopulateRead) != 0)
+    GTEST_SKIP() << "this kernel cannot populate pages: " << std::strerror(errno);
+  release_pages(file.bytes().data(), kSize);
+  EXPECT_GT(faults_of(touch), 0);
+  release_pages(file.bytes().data(), kSize);
+  populate_pages(file.bytes().data() + kSize / 2, kSize / 2);
+  EXPECT_EQ(faults_of(touch), 0);
+  EXPECT_EQ(sum, 2 * static_cast<int>('x') * static_cast<int>(kSize / 2 / kPage));
 }
 
 TEST(MappedFile, AnEmptyFileIsAnEmptySpan) {

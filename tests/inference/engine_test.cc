@@ -296,6 +296,27 @@ TEST_P(EngineTest, CopiedWeightsAreTheSameElsewhere) {
   EXPECT_EQ(run(a, tokens), run(b, tokens));
 }
 
+TEST_P(EngineTest, SaysHowFarWeightsAreReadIn) {
+  const Weights weights = load_weights(path_);
+  int64_t bytes = 0;  // of what every token reads whole
+  for (const TensorInfo& info : tensor_table(weights.config)) {
+    const Matrix* m = find_matrix(weights, info);
+    if (m != nullptr && m->file == nullptr) bytes += static_cast<int64_t>(m->data_bytes());
+  }
+  for (const bool copy : {false, true}) {
+    std::vector<std::pair<int64_t, int64_t>> said;
+    EngineOptions options = with_threads(1);
+    options.copy_weights = copy;
+    options.load_progress = [&](int64_t done, int64_t total) { said.push_back({done, total}); };
+    const Engine engine(weights, options);
+    ASSERT_GE(said.size(), 2u);
+    EXPECT_EQ(said.front().first, 0);
+    EXPECT_EQ(said.back().first, said.back().second);
+    EXPECT_GE(said.back().second, bytes);  // mapped, with the norms that lie between
+    if (copy) EXPECT_EQ(said.back().second, bytes);
+  }
+}
+
 TEST_P(EngineTest, HookSeesInputAndOutputOfEveryLinear) {
   Engine engine(strong_weights(path_), with_threads(1));
   const ModelConfig& c = engine.config();
