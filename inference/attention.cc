@@ -7,8 +7,8 @@ namespace {
 
 // Codes and blocks that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kAhead = 4096;        // bytes
-constexpr int64_t kStoredBytes = 8192;  // of rows as they are stored that are taken at a time
+constexpr int64_t kAhead = 4096;       // bytes
+constexpr int64_t kFloatBytes = 8192;  // of rows of floats that are taken at a time
 
 struct Range {
   int64_t first, end;
@@ -24,20 +24,21 @@ struct Source {
   bool is_decoded;  // to floats first
   float scale;      // of what the kernel makes of them
 };
+bool is_float(DType type) { return type == DType::F32 || type == DType::F16; }
+
 Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
   const DType type = cache.type();
   const CacheKernel* kernel = find_cache_kernel(type, isa);
-  const bool is_float = type == DType::F32 || type == DType::F16;
-  const bool is_decoded =
-      kernel == nullptr || (!is_float && a.rows * a.heads > kFewRows) || (type != DType::F32 && a.head_dim % 8 != 0);
+  const bool is_decoded = kernel == nullptr || (!is_float(type) && a.rows * a.heads > kFewRows) ||
+                          (type != DType::F32 && a.head_dim % 8 != 0);
   if (is_decoded) kernel = find_cache_kernel(DType::F32, isa);
   return {&cache, kernel, is_decoded, cache.scale() / kernel->unit};
 }
 
 // How many positions are taken at a time.
 int64_t block_of(const Source& source) {
-  if (source.is_decoded) return kAttentionBlock;
-  return std::max(kAttentionBlock, kStoredBytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
+  if (source.is_decoded || !is_float(source.cache->type())) return kAttentionBlock;
+  return std::max(kAttentionBlock, kFloatBytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
 }
 
 // use(rows, the position of the first of them) for all positions that some row of activations sees, in blocks that
@@ -45,14 +46,14 @@ int64_t block_of(const Source& source) {
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Use& use) {
   const int64_t end = a.position + a.rows, block = block_of(source);
-  const bool is_float = code_bits(source.cache->type()) == 0 && source.cache->type() != DType::Q8_0;
+  const bool is_asked_for = !is_float(source.cache->type());
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
     // While this block is attended to, memory brings what comes after the next. Floats the hardware sees coming: asking
     // for them, too, costs a seventh of the time.
     const uint8_t* ahead = rows.data + std::max(kAhead, n * rows.stride);
-    for (int64_t byte = 0; !is_float && byte < n * rows.stride; byte += 64) __builtin_prefetch(ahead + byte);
+    for (int64_t byte = 0; is_asked_for && byte < n * rows.stride; byte += 64) __builtin_prefetch(ahead + byte);
     if (source.is_decoded) {
       source.cache->decode(isa, position, a.kv_head, n, a.decoded);
       rows.data = reinterpret_cast<const uint8_t*>(a.decoded);

@@ -8,8 +8,8 @@
 
 namespace qat {
 
-// Positions that are unpacked at a time, for all heads that share them: they stay in the first level of the cache. As
-// they are stored, a multiple is taken.
+// Positions that are unpacked at a time, for all heads that share them: they stay in the first level of the cache. Of
+// floats as they are stored a multiple is taken.
 constexpr int64_t kAttentionBlock = 16;
 
 // Rows that are computed together: what is decoded of the cache serves them all.
