@@ -51,7 +51,7 @@ void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Us
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
     // While this block is attended to, memory brings what comes after the next. Floats the hardware sees coming: asking
-    // for them, too, costs a seventh of the time.
+    // for them, too, costs more than it brings (inference/README.md, KV cache).
     const uint8_t* ahead = rows.data + std::max(kAhead, n * rows.stride);
     for (int64_t byte = 0; is_asked_for && byte < n * rows.stride; byte += 64) __builtin_prefetch(ahead + byte);
     if (source.is_decoded) {
