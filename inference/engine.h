@@ -89,8 +89,8 @@ struct EngineOptions {
   // Activations meet quantized weights as floats. Otherwise they are rounded to 8 bits, 32 to a scale, as llama.cpp
   // does. (A static grid for them belongs to the model and holds either way.)
   bool float_activations = false;
-  bool copy_weights = false;   // copy_into_memory() instead of populate()
-  LoadProgress load_progress;  // of either
+  bool copy_weights = false;             // copy_into_memory() instead of populate()
+  LoadProgress load_progress = nullptr;  // of either
 };
 
 Isa isa_of(const EngineOptions& options);
