@@ -7,8 +7,10 @@ namespace {
 
 // Codes and blocks that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kAhead = 4096;       // bytes
-constexpr int64_t kFloatBytes = 8192;  // of rows of floats that are taken at a time
+// Bytes of rows, as they are stored, that are taken at a time: what several rows of activations meet one after the other
+// stays in the second level of the cache, and what a block begins with is done seldom.
+constexpr int64_t kBlockBytes = 65536;
+constexpr int64_t kAhead = 8192;  // bytes
 
 struct Range {
   int64_t first, end;
@@ -37,8 +39,8 @@ Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
 
 // How many positions are taken at a time.
 int64_t block_of(const Source& source) {
-  if (source.is_decoded || !is_float(source.cache->type())) return kAttentionBlock;
-  return std::max(kAttentionBlock, kFloatBytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
+  if (source.is_decoded) return kAttentionBlock;
+  return std::max(kAttentionBlock, kBlockBytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
 }
 
 // use(rows, the position of the first of them) for all positions that some row of activations sees, in blocks that
@@ -46,15 +48,11 @@ int64_t block_of(const Source& source) {
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Use& use) {
   const int64_t end = a.position + a.rows, block = block_of(source);
-  const bool is_asked_for = !is_float(source.cache->type());
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
-    // While this block is attended to, memory brings what comes after the next. Floats the hardware sees coming: asking
-    // for them, too, costs more than it brings (inference/README.md, KV cache).
-    const uint8_t* ahead = rows.data + std::max(kAhead, n * rows.stride);
-    for (int64_t byte = 0; is_asked_for && byte < n * rows.stride; byte += 64) __builtin_prefetch(ahead + byte);
-    if (source.is_decoded) {
+    if (source.is_decoded) {  // while this block is met, memory brings what comes after it; other kernels ask themselves
+      for (int64_t byte = 0; byte < n * rows.stride; byte += 64) __builtin_prefetch(rows.data + kAhead + byte);
       source.cache->decode(isa, position, a.kv_head, n, a.decoded);
       rows.data = reinterpret_cast<const uint8_t*>(a.decoded);
       rows.stride = a.head_dim * static_cast<int64_t>(sizeof(float));
@@ -99,11 +97,9 @@ template <class Scores>
 void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& scores_at) {
   const KeyKernel& kernel = *find_key_kernel(isa);
   const CodedQueries q = code_queries(isa, a);
-  const int64_t bytes = key_group_bytes(a.head_dim), blocks = a.head_dim / kCodeBlock;
+  const int64_t blocks = a.head_dim / kCodeBlock;
   for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < a.position + a.rows; group += kKeyGroup) {
     const uint8_t* keys = a.k->stored(group, a.kv_head);
-    const uint8_t* ahead = keys + std::max(kAhead, bytes);
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
     for (int64_t r = 0; r < a.rows; ++r) {
       const Range seen = seen_by(a, r);
       const int64_t from = std::max(group, seen.first), to = std::min(group + kKeyGroup, seen.end);
@@ -120,7 +116,7 @@ void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& 
 void attend(Isa isa, const AttentionHeads& a) {
   const Source v = source_of(isa, a, *a.v);
   const VectorKernels& ops = vector_kernels(isa);
-  const int64_t origin = seen_by(a, 0).first, span = a.position + a.rows - origin;
+  const int64_t origin = seen_by(a, 0).first, span = attention_span(a.position, a.rows, a.window);
   const auto scores = [&](int64_t row, int64_t head, int64_t position) {
     return a.scores + (row * a.heads + head) * span + position - origin;
   };

@@ -31,9 +31,11 @@ struct AttentionHeads {
   float* coded = nullptr;    // scratch: coded_floats(rows * heads, head_dim), where the keys are in groups
   float* out = nullptr;      // as q
 };
-// The positions that some row sees, from the first on.
+// From one head's scores to the next one's: the positions that some row sees, from the first on, up to whole lines of
+// the cache, since a vector that lies across two costs two loads.
 inline int64_t attention_span(int64_t position, int64_t rows, int64_t window) {
-  return position + rows - (position + 1 > window ? position + 1 - window : 0);
+  const int64_t seen = position + rows - (position + 1 > window ? position + 1 - window : 0);
+  return (seen + 15) / 16 * 16;
 }
 // Room for queries in 8 bits, their scales and sums, and the other sums that CodeKernels::encode_blocks makes.
 inline int64_t coded_floats(int64_t queries, int64_t head_dim) {

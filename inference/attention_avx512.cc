@@ -11,6 +11,16 @@ namespace {
 
 constexpr int64_t kTile = 4;  // keys, heads or vectors
 
+// How far ahead of their use rows are asked for, a few lines with each tile: where a page ends the hardware's own
+// prefetching starts anew, and a tile has too many instructions for the processor to see beyond it. Inlined whatever
+// the compiler thinks of it: GCC takes a function that only prefetches for one without effect, and drops its calls.
+constexpr int64_t kRowsAhead = 8192;
+[[gnu::always_inline]] inline void ask_for(const uint8_t* row, int64_t bytes) {
+#pragma GCC unroll 4
+  for (int64_t line = 0; line < bytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(row) + kRowsAhead + line, _MM_HINT_T0);
+}
+
 template <class T>
 inline T load_as(const uint8_t* p) {
   T value;
@@ -18,18 +28,21 @@ inline T load_as(const uint8_t* p) {
   return value;
 }
 
-// Sixteen numbers of a row from column i on, a multiple of 16, times kUnit; codes as in attention_avx2.cc.
+// Sixteen numbers of a row, of kBytes, from column i on, a multiple of 16, times kUnit; codes as in attention_avx2.cc.
 struct Floats32 {
+  static constexpr int64_t kBytes = 64;
   static constexpr float kUnit = 1.0f;
   static Floats from(const uint8_t* row, int64_t i) { return load(reinterpret_cast<const float*>(row + 4 * i)); }
 };
 struct Floats16 {
+  static constexpr int64_t kBytes = 32;
   static constexpr float kUnit = 1.0f;
   static Floats from(const uint8_t* row, int64_t i) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i)));
   }
 };
 struct BlocksQ8_0 {
+  static constexpr int64_t kBytes = 17;
   static constexpr float kUnit = 1.0f;
   static Floats scale(const uint8_t* block) { return _mm512_cvtph_ps(_mm256_set1_epi16(load_as<int16_t>(block))); }
   static Floats from(const uint8_t* row, int64_t i) {
@@ -38,6 +51,7 @@ struct BlocksQ8_0 {
   }
 };
 struct Codes8 {
+  static constexpr int64_t kBytes = 16;
   static constexpr float kUnit = 1.0f;
   static Floats from(const uint8_t* row, int64_t i) { return bytes_to_floats(row + i); }
 };
@@ -45,6 +59,7 @@ inline Floats top_bits(Ints shifted, uint32_t mask) {
   return to_floats(differing(both(shifted, splat_int(static_cast<int>(mask))), splat_int(INT32_MIN)));
 }
 struct Codes4 {
+  static constexpr int64_t kBytes = 8;
   static constexpr float kUnit = 0x1p28f;
   static Floats from(const uint8_t* row, int64_t i) {
     const uint8_t* p = row + i / 2;
@@ -54,6 +69,7 @@ struct Codes4 {
   }
 };
 struct Codes2 {
+  static constexpr int64_t kBytes = 4;
   static constexpr float kUnit = 0x1p30f;
   static Floats from(const uint8_t* row, int64_t i) {
     const Ints places = _mm512_setr_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -81,29 +97,31 @@ inline void load_vectors<BlocksQ8_0, 4>(const uint8_t* row, int64_t i, Floats (&
 
 // ---- Queries with keys
 
-// Of four vectors, each one's sum: neighbours are added first, then pairs of them, then quarters.
-inline __m128 sums_of(const Floats (&v)[kTile]) {
+// Of four vectors, a quarter of each one's sum in each quarter: neighbours are added first, then pairs of them.
+inline Floats quarter_sums(const Floats (&v)[kTile]) {
   const auto add_neighbours = [](Floats a, Floats b) {
     return add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
   };
-  const Floats pairs = add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
-  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(pairs), _mm512_extractf32x8_ps(pairs, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+  return add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
 }
 
-// Up to four keys; beyond `count` the last one again, whose products nobody stores.
+// A quarter each of what four such come to: the first and third, the second and fourth, and both.
+inline Floats whole_sums(Floats a, Floats b, Floats c, Floats d) {
+  const auto add_halves = [](Floats x, Floats y) {
+    return add(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+  };
+  const Floats ab = add_halves(a, b), cd = add_halves(c, d);
+  return add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+
+// Products with four keys: of each of kHeads heads a quarter of what is returned.
 template <class Load, int kHeads>
-[[gnu::always_inline]] inline void score_tile(const float* q, int64_t q_stride, const CachedRows& k, int64_t first,
-                                              __m128 scale, float* out, int64_t out_stride) {
-  const uint8_t* keys[kTile];
-  for (int64_t j = 0; j < kTile; ++j) {
-    const int64_t row = first + j < k.count ? first + j : k.count - 1;
-    keys[j] = k.data + row * k.stride;
-  }
+[[gnu::always_inline]] inline Floats score_tile(const float* q, int64_t q_stride, const uint8_t* const (&keys)[kTile],
+                                                int64_t cols) {
   Floats sums[kHeads][kTile];
   for (auto& head : sums)
     for (Floats& sum : head) sum = splat(0.0f);
-  for (int64_t i = 0; i < k.cols; i += kVectorLanes) {
+  for (int64_t i = 0; i < cols; i += kVectorLanes) {
     Floats key[kTile];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < kTile; ++j) key[j] = Load::from(keys[j], i);
@@ -114,17 +132,35 @@ template <class Load, int kHeads>
       for (int64_t j = 0; j < kTile; ++j) sums[h][j] = multiply_add(query, key[j], sums[h][j]);
     }
   }
-  const int64_t left = k.count - first;
-  const __mmask8 stored = static_cast<__mmask8>(left < kTile ? (1 << left) - 1 : 15);
+  Floats quarters[4];
 #pragma GCC unroll 4
-  for (int64_t h = 0; h < kHeads; ++h)
-    _mm_mask_storeu_ps(out + h * out_stride, stored, _mm_mul_ps(sums_of(sums[h]), scale));
+  for (int64_t h = 0; h < 4; ++h) quarters[h] = quarter_sums(sums[h < kHeads ? h : kHeads - 1]);
+  return whole_sums(quarters[0], quarters[1], quarters[2], quarters[3]);
 }
 
 template <class Load, int kHeads>
 void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride) {
-  const __m128 scale = _mm_set1_ps(factor);
-  for (int64_t j = 0; j < k.count; j += kTile) score_tile<Load, kHeads>(q, q_stride, k, j, scale, out + j, out_stride);
+  const Floats scale = splat(factor);
+  const int64_t stride = k.stride;
+  const uint8_t* keys = k.data;
+  int64_t left = k.count;
+  for (; left >= kTile; left -= kTile, keys += kTile * stride, out += kTile) {
+    ask_for(keys, kTile * stride);
+    const uint8_t* const four[] = {keys, keys + stride, keys + 2 * stride, keys + 3 * stride};
+    const Floats scores = multiply(score_tile<Load, kHeads>(q, q_stride, four, k.cols), scale);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(scores));
+    if (kHeads > 1) _mm_storeu_ps(out + out_stride, _mm512_extractf32x4_ps(scores, 1));
+    if (kHeads > 2) _mm_storeu_ps(out + 2 * out_stride, _mm512_extractf32x4_ps(scores, 2));
+    if (kHeads > 3) _mm_storeu_ps(out + 3 * out_stride, _mm512_extractf32x4_ps(scores, 3));
+  }
+  if (left == 0) return;
+  // In place of keys that are not there the last one again, whose products nobody reads.
+  const uint8_t* const last = keys + (left - 1) * stride;
+  const uint8_t* const some[] = {keys, left > 1 ? keys + stride : last, left > 2 ? keys + 2 * stride : last, last};
+  alignas(kVector) float scores[4][kTile];
+  _mm512_store_ps(scores, multiply(score_tile<Load, kHeads>(q, q_stride, some, k.cols), scale));
+  for (int64_t h = 0; h < kHeads; ++h)
+    for (int64_t j = 0; j < left; ++j) out[h * out_stride + j] = scores[h][j];
 }
 
 template <class Load, int kIndex>
@@ -158,6 +194,7 @@ template <int kHeads, int kBlocks>
   for (int64_t k = 0; k < kCodeBlock; k += 4)
 #pragma GCC unroll 2
     for (int64_t n = 0; n < kBlocks; ++n) {
+      ask_for(keys + (n * kCodeBlock + k) * kKeyGroup, kVector);
       const Ints key = differing(load(keys + (n * kCodeBlock + k) * kKeyGroup), splat_byte(-128));
 #pragma GCC unroll 4
       for (int64_t h = 0; h < kHeads; ++h) {
@@ -214,6 +251,7 @@ template <class Load, int kHeads, int kVectors>
       sums[h][n] = add_to ? load(out + h * out_stride + i + n * kVectorLanes) : splat(0.0f);
   const uint8_t* row = v.data;
   for (int64_t j = 0; j < v.count; ++j, row += v.stride) {
+    ask_for(row + i / kVectorLanes * Load::kBytes, kVectors * Load::kBytes);
     Floats values[kVectors];
     load_vectors<Load>(row, i, values);
 #pragma GCC unroll 4

@@ -55,7 +55,7 @@ TEST_P(CacheOf, HoldsTheGridsValues) {
 std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, const std::vector<float>& q,
                              int64_t heads, int64_t first, int64_t count) {
   const int64_t head_dim = static_cast<int64_t>(q.size()) / heads;
-  std::vector<float> scores(static_cast<size_t>(heads * count)), out(q.size());
+  std::vector<float> scores(static_cast<size_t>(heads * attention_span(first + count - 1, 1, count))), out(q.size());
   std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
   std::vector<float> coded(static_cast<size_t>(coded_floats(heads, head_dim)));
   AttentionHeads a;
@@ -96,7 +96,8 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
           const int64_t stride = heads * head_dim + 8;  // rows are further apart than what is used of them
           const std::vector<float> q = random.floats(kAttentionRows * stride);
           std::vector<float> together(q.size(), 7.0f), alone(q.size(), 7.0f);
-          std::vector<float> scores(static_cast<size_t>(kAttentionRows * heads * length));
+          std::vector<float> scores(
+              static_cast<size_t>(kAttentionRows * heads * attention_span(position, kAttentionRows, window)));
           std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
           std::vector<float> coded(static_cast<size_t>(coded_floats(kAttentionRows * heads, head_dim)));
           AttentionHeads a;
