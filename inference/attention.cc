@@ -7,8 +7,8 @@ namespace {
 
 // Codes and blocks that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
 constexpr int64_t kFewRows = 8;
-// Bytes of rows, as they are stored, that are taken at a time: what several rows of activations meet one after the other
-// stays in the second level of the cache, and what a block begins with is done seldom.
+// Bytes of rows, as they are stored, that are taken at a time: what several rows of activations meet one after the
+// other stays in the second level of the cache, and what a block begins with is done seldom.
 constexpr int64_t kBlockBytes = 65536;
 constexpr int64_t kAhead = 8192;  // bytes
 
@@ -51,7 +51,8 @@ void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Us
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
-    if (source.is_decoded) {  // while this block is met, memory brings what comes after it; other kernels ask themselves
+    if (source
+            .is_decoded) {  // while this block is met, memory brings what comes after it; other kernels ask themselves
       for (int64_t byte = 0; byte < n * rows.stride; byte += 64) __builtin_prefetch(rows.data + kAhead + byte);
       source.cache->decode(isa, position, a.kv_head, n, a.decoded);
       rows.data = reinterpret_cast<const uint8_t*>(a.decoded);
@@ -131,9 +132,16 @@ void attend(Isa isa, const AttentionHeads& a) {
       });
     });
   }
+  const uint8_t* first_values = a.v->stored(origin, a.kv_head);
   for (int64_t r = 0; r < a.rows; ++r) {
     const Range seen = seen_by(a, r);
-    for (int64_t h = 0; h < a.heads; ++h) ops.softmax(scores(r, h, seen.first), seen.end - seen.first);
+    const int64_t count = seen.end - seen.first;
+    for (int64_t h = 0; h < a.heads; ++h) {
+      float* of_head = scores(r, h, seen.first);
+      const void* next = of_head;
+      if (r == 0) next = first_values + h * count * static_cast<int64_t>(sizeof(float));
+      ops.softmax(of_head, count, next);
+    }
   }
   for_blocks(isa, a, v, [&](const CachedRows& block, int64_t first) {
     for_rows(a, block, first, [&](int64_t r, const CachedRows& values, int64_t position) {

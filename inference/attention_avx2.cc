@@ -12,6 +12,14 @@
 namespace qat {
 namespace {
 
+// As in attention_avx512.cc.
+constexpr int64_t kRowsAhead = 8192;
+[[gnu::always_inline]] inline void ask_for(const uint8_t* row, int64_t bytes) {
+#pragma GCC unroll 4
+  for (int64_t line = 0; line < bytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(row) + kRowsAhead + line, _MM_HINT_T0);
+}
+
 template <class T>
 T load_as(const uint8_t* p) {
   T value;
@@ -19,16 +27,18 @@ T load_as(const uint8_t* p) {
   return value;
 }
 
-// Eight numbers of a row from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to the top of
-// their lanes, the rest of which is cleared; they are stored as code + half their range, which is two's complement but
-// for the highest bit.
+// Eight numbers of a row, of kBytes, from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to
+// the top of their lanes, the rest of which is cleared; they are stored as code + half their range, which is two's
+// complement but for the highest bit.
 struct Floats32 {
+  static constexpr int64_t kBytes = 32;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * i));
   }
 };
 struct Floats16 {
+  static constexpr int64_t kBytes = 16;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i)));
@@ -36,6 +46,7 @@ struct Floats16 {
 };
 // Blocks of 32 codes after their scale (BlockQ8_0 of format/grid.h).
 struct BlocksQ8_0 {
+  static constexpr int64_t kBytes = 8;  // beside the scale
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     const uint8_t* block = row + i / 32 * 34;
@@ -45,6 +56,7 @@ struct BlocksQ8_0 {
   }
 };
 struct Codes8 {
+  static constexpr int64_t kBytes = 8;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i))));
@@ -55,6 +67,7 @@ __m256 top_bits(__m256i shifted, int mask) {
   return _mm256_cvtepi32_ps(_mm256_xor_si256(_mm256_and_si256(shifted, _mm256_set1_epi32(mask)), sign));
 }
 struct Codes4 {
+  static constexpr int64_t kBytes = 4;
   static constexpr float kUnit = 0x1p28f;
   static __m256 load(const uint8_t* row, int64_t i) {
     const __m256i eight = _mm256_set1_epi32(load_as<int32_t>(row + i / 2));
@@ -63,6 +76,7 @@ struct Codes4 {
   }
 };
 struct Codes2 {
+  static constexpr int64_t kBytes = 2;
   static constexpr float kUnit = 0x1p30f;
   static __m256 load(const uint8_t* row, int64_t i) {
     const __m256i eight = _mm256_set1_epi16(load_as<int16_t>(row + i / 4));
@@ -121,6 +135,7 @@ struct ScoreSums<0, kKeys> {
 template <class Load, int kHeads, int kKeys>
 [[gnu::always_inline]] inline void score_tile(const float* q, int64_t q_stride, const CachedRows& k,
                                               const uint8_t* keys, __m128 scale, float* out, int64_t out_stride) {
+  ask_for(keys, kKeys * k.stride);
   ScoreSums<kHeads, kKeys> sums;
   int64_t i = 0;
   for (; i + 8 <= k.cols; i += 8) {
@@ -230,6 +245,7 @@ void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& 
   if (add) sums.load(out + i, out_stride);
   const uint8_t* row = rows.data;
   for (int64_t j = 0; j < rows.count; ++j, row += rows.stride) {
+    ask_for(row + i / 8 * Load::kBytes, kVectors * Load::kBytes);
     Lanes<kVectors> values;
     values.fill([&](int64_t vector) { return kept(Load::load(row, i + 8 * vector)); });
     sums.add(weights + j, weight_stride, values);

@@ -311,22 +311,39 @@ inline Floats load_some(const float* x, int64_t n, float rest) {
   return _mm512_mask_loadu_ps(splat(rest), first(n), x);
 }
 
+// Sums in double, of the lower lanes and of the higher.
+struct DoubleSums {
+  __m512d low = _mm512_setzero_pd(), high = low;
+  void add(Floats x) {
+    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
 }  // namespace
 
-void softmax_avx512(float* x, int64_t n) {
+void softmax_avx512(float* x, int64_t n, const void* next) {
+  const int64_t whole = n / kVectorLanes * kVectorLanes, rest = n - whole;
   Floats largest = splat(x[0]);
-  for (int64_t i = 0; i < n; i += kVectorLanes) largest = _mm512_max_ps(largest, load_some(x + i, n - i, x[0]));
+  for (int64_t i = 0; i < whole; i += kVectorLanes) largest = _mm512_max_ps(largest, load(x + i));
+  if (rest > 0) largest = _mm512_max_ps(largest, load_some(x + whole, rest, x[0]));
   const Floats shift = splat(_mm512_reduce_max_ps(largest));
-  __m512d low = _mm512_setzero_pd(), high = low;
-  for (int64_t i = 0; i < n; i += kVectorLanes) {
-    const Floats e = exp_to_one(_mm512_sub_ps(load_some(x + i, n - i, -__builtin_inff()), shift));
-    _mm512_mask_storeu_ps(x + i, first(n - i), e);
-    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(e)));
-    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(e, 1)));
+  DoubleSums sums;
+  for (int64_t i = 0; i < whole; i += kVectorLanes) {
+    _mm_prefetch(static_cast<const char*>(next) + i * static_cast<int64_t>(sizeof(float)), _MM_HINT_T0);
+    const Floats e = exp_to_one(_mm512_sub_ps(load(x + i), shift));
+    _mm512_storeu_ps(x + i, e);
+    sums.add(e);
   }
-  const Floats inverse = splat(static_cast<float>(1.0 / _mm512_reduce_add_pd(_mm512_add_pd(low, high))));
-  for (int64_t i = 0; i < n; i += kVectorLanes)
-    _mm512_mask_storeu_ps(x + i, first(n - i), multiply(load_some(x + i, n - i, 0.0f), inverse));
+  if (rest > 0) {
+    const Floats e = exp_to_one(_mm512_sub_ps(load_some(x + whole, rest, -__builtin_inff()), shift));
+    _mm512_mask_storeu_ps(x + whole, first(rest), e);
+    sums.add(e);
+  }
+  const Floats inverse = splat(static_cast<float>(1.0 / sums.total()));
+  for (int64_t i = 0; i < whole; i += kVectorLanes) _mm512_storeu_ps(x + i, multiply(load(x + i), inverse));
+  if (rest > 0) _mm512_mask_storeu_ps(x + whole, first(rest), multiply(load_some(x + whole, rest, 0.0f), inverse));
 }
 
 const KeyKernel kAvx512KeyKernel = {kIsa, key_scores};

@@ -162,7 +162,8 @@ struct VectorKernels {
   void (*round_to_grid)(float* x, int64_t n, float scale);
   // Sum of exp(x - shift); in double, the terms are float.
   double (*sum_exp)(const float* x, int64_t n, float shift);
-  void (*softmax)(float* x, int64_t n);  // n >= 1
+  // n >= 1. While it computes, memory brings as many bytes as x has of what is met after it, from `next` on.
+  void (*softmax)(float* x, int64_t n, const void* next);
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);

@@ -63,7 +63,7 @@ void Sampler::keep_top_k(Span<const float> logits) {
 int32_t Sampler::sample_all(Span<const float> logits) {
   probabilities_.resize(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) probabilities_[i] = logits[i] / options_.temperature;
-  kernels_->softmax(probabilities_.data(), static_cast<int64_t>(logits.size()));
+  kernels_->softmax(probabilities_.data(), static_cast<int64_t>(logits.size()), probabilities_.data());
   double left = uniform();
   for (size_t i = 0; i < logits.size(); ++i) {
     left -= static_cast<double>(probabilities_[i]);

@@ -113,11 +113,12 @@ inline double sum_exp(const float* x, int64_t n, float shift) {
   return sum_lanes(sum);
 }
 
-inline void softmax(float* x, int64_t n) {
+inline void softmax(float* x, int64_t n, const void* next) {
   const float shift = max(x, n);
   f64x2 sum = {};
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
+    __builtin_prefetch(static_cast<const float*>(next) + i);
     const f32x4 e = exp4(load<f32x4>(x + i) - shift);
     store(x + i, e);
     sum = add_to(sum, e);

@@ -130,7 +130,7 @@ TEST_P(VectorKernelsTest, ReductionsAtEveryLength) {
     EXPECT_NEAR(ops_->sum_exp(x.data(), n, 2.0f), sum * std::exp(-2.0), 10 * kEps * sum * std::exp(-2.0));
 
     std::vector<float> p = x;
-    ops_->softmax(p.data(), n);
+    ops_->softmax(p.data(), n, p.data());
     double kl = 0.0, magnitude = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
       EXPECT_NEAR(p[i], std::exp(static_cast<double>(x[i])) / sum,
@@ -184,7 +184,7 @@ TEST_P(VectorKernelsTest, AttentionAgreesWithTheFormula) {
             out(static_cast<size_t>(heads * q_stride), 7.0f);
         floats_->scores(q.data(), q_stride, heads, floats(k, stride, count, head_dim), scale, scores.data(), row);
         for (int64_t h = 0; h < heads; ++h) {
-          ops_->softmax(scores.data() + h * row, count);
+          ops_->softmax(scores.data() + h * row, count, v.data());
           ASSERT_EQ(scores[static_cast<size_t>(h * row + count)], 7.0f);  // nothing behind a head's is touched
         }
         for (const bool add : {false, true}) {
