@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 
 number() { sed -n "s/.*\"$1\": *\([0-9.eE+-]*\).*/\1/p" "$2"; }
 bench() {
-  "$qat" bench "$model" --tokens "$tokens" --repeat "${repeat:-1}" --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
+  "$qat" bench "$model" --tokens "$tokens" --kv-cache "${KV:-file}" --json "${@:2}" >"$work/$1" 2>"$work/log" || { tail -n 5 "$work/log" >&2; exit 1; }
 }
 note() { awk -v a="$2" -v b="$3" 'BEGIN { print a / b }' >>"$work/$1.list"; }  # note NAME A B: A / B of this round
 median() { sort -g "$work/$1.list" | awk '{ x[NR] = $1 } END { printf "%.2f", (x[int((NR + 1) / 2)] + x[int((NR + 2) / 2)]) / 2 }'; }
@@ -20,14 +20,12 @@ median() { sort -g "$work/$1.list" | awk '{ x[NR] = $1 } END { printf "%.2f", (x
 for model in "$@"; do
   rm -f "$work"/*.list
   for round in $(seq "$rounds"); do
-    bench near --threads "$threads" --prompt 64 --context 64
-    bench far --threads "$threads" --prompt 64 --context "$long"
-    cp "$work/near" "$work/before"
-    bench near --threads "$threads" --prompt 64 --context 64  # on both sides of the long one: memory's speed drifts
-    note context "$(number decode_tokens_per_s "$work/far")" \
-      "$(awk -v a="$(number decode_tokens_per_s "$work/before")" -v b="$(number decode_tokens_per_s "$work/near")" 'BEGIN { print (a + b) / 2 }')"
-    repeat=5 bench one --threads 1 --prompt 128 --context 64
-    repeat=5 bench two --threads 2 --prompt 128 --context 64
+    bench near --threads "$threads" --prompt 64 --context 64 --repeat 1
+    # Memory's speed drifts from one second to the next: 64 and the long one by turns, in one process
+    bench far --threads "$threads" --prompt 64 --context "64,$long" --repeat 5
+    note context "$(number of_first_context "$work/far" | tail -n 1)" 1
+    bench one --threads 1 --prompt 128 --context 64 --repeat 5
+    bench two --threads 2 --prompt 128 --context 64 --repeat 5
     for what in prefill decode; do note "$what" "$(number ${what}_tokens_per_s "$work/two")" "$(number ${what}_tokens_per_s "$work/one")"; done
     began=$(date +%s%N)
     "$qat" generate "$model" --prompt "Once" --tokens 1 --threads "$threads" >/dev/null 2>&1
@@ -35,7 +33,7 @@ for model in "$@"; do
   done
   printf '%s\n' "$model"
   printf '  decode after %d tokens / after 64        %s    (cache read per token: %s of %s bytes)\n' "$long" "$(median context)" \
-    "$(number cache_bytes_per_token "$work/far")" "$(number bytes_per_token "$work/far")"
+    "$(number cache_bytes_per_token "$work/far" | tail -n 1)" "$(number bytes_per_token "$work/far" | tail -n 1)"
   printf '  2 threads / 1: prefill, decode           %s  %s\n' "$(median prefill)" "$(median decode)"
   printf '  process start to first token, seconds    %s\n' "$(median first)"
   printf '  resident beside the weights read, MB     %s    (peak %s, weights of a token %s)\n' "$(awk -v a="$(number peak_rss_bytes "$work/near")" \

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "format/error.h"
 #include "inference/huge_pages.h"
@@ -94,26 +96,17 @@ std::vector<int32_t> random_ids(const ModelConfig& config, int64_t count) {
   return ids;
 }
 
-// One sequence, timed pass by pass: what happens between passes does not count.
+// Passes, timed one by one: what happens between them does not count.
 struct Runs {
   Engine& engine;
   const BenchProgress& progress;
   int64_t total;  // tokens
-  int64_t done = 0;
-  KvCache cache;
   std::vector<int32_t> ids;
-  std::vector<float> logits;
-
-  Runs(Engine& e, const BenchProgress& p, int64_t total_tokens, int64_t capacity)
-      : engine(e),
-        progress(p),
-        total(total_tokens),
-        cache(e, capacity),
-        ids(random_ids(e.config(), capacity)),
-        logits(static_cast<size_t>(e.config().vocab)) {}
+  int64_t done = 0;
+  std::vector<float> logits = std::vector<float>(static_cast<size_t>(engine.config().vocab));
 
   // Seconds of a pass over the next `count` tokens, with the logits of the last one or none.
-  double pass(int64_t count, bool with_logits) {
+  double pass(KvCache& cache, int64_t count, bool with_logits) {
     const Span<const int32_t> tokens(ids.data() + cache.length(), static_cast<size_t>(count));
     const size_t first_logit = tokens.size() - (with_logits ? 1 : 0);
     const double seconds = seconds_of([&] { engine.forward(tokens, cache, first_logit, logits.data()); });
@@ -122,19 +115,22 @@ struct Runs {
     return seconds;
   }
 
-  double prefill(int64_t count) {
+  double prefill(KvCache& cache, int64_t count, bool with_logits) {
     cache.clear();
     double seconds = 0.0;
     while (cache.length() < count) {
       const int64_t rows = std::min(kMaxBatchRows, count - cache.length());
-      seconds += pass(rows, cache.length() + rows == count);
+      seconds += pass(cache, rows, with_logits && cache.length() + rows == count);
     }
     return seconds;
   }
 
-  double decode(int64_t count) {
+  // After the cache's first `context` positions. Of those a sliding layer may have lost some to tokens decoded before:
+  // it then meets these in their place, which takes as long.
+  double decode(KvCache& cache, int64_t context, int64_t count) {
+    cache.set_length(context);
     double seconds = 0.0;
-    for (int64_t i = 0; i < count; ++i) seconds += pass(1, true);
+    for (int64_t i = 0; i < count; ++i) seconds += pass(cache, 1, true);
     return seconds;
   }
 };
@@ -178,26 +174,49 @@ double Speed::fastest() const {
   return static_cast<double>(tokens) / *std::min_element(seconds.begin(), seconds.end());
 }
 
+double median_ratio(const Speed& speed, const Speed& other) {
+  QAT_CHECK(speed.seconds.size() == other.seconds.size());
+  const double tokens = static_cast<double>(speed.tokens) / static_cast<double>(other.tokens);
+  std::vector<double> ratios;
+  for (size_t i = 0; i < speed.seconds.size(); ++i) ratios.push_back(tokens * other.seconds[i] / speed.seconds[i]);
+  return median(std::move(ratios));
+}
+
 BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const BenchProgress& progress) {
-  QAT_CHECK(options.prompt > 0 && options.tokens > 0 && options.context >= 0 && options.repeat > 0);
-  const bool again = options.context != options.prompt;  // the cache has to be filled to another length
-  const int64_t round = options.prompt + (again ? options.context : 0) + options.tokens;
-  Runs runs(engine, progress, (options.repeat + 1) * round, std::max(options.prompt, options.context + options.tokens));
+  const std::vector<int64_t>& contexts = options.contexts;
+  QAT_CHECK(options.prompt > 0 && options.tokens > 0 && options.repeat > 0 && !contexts.empty());
+  const int64_t rounds = options.repeat + 1, longest = *std::max_element(contexts.begin(), contexts.end());
+  Runs runs = {engine, progress, rounds * options.prompt,
+               random_ids(engine.config(), std::max(options.prompt, longest + options.tokens))};
+  for (const int64_t context : contexts) {
+    QAT_CHECK(context >= 0);
+    runs.total += rounds * options.tokens + (context != options.prompt ? context : 0);
+  }
+  KvCache prompt(engine, options.prompt + options.tokens);  // and of a context of that length
+  std::vector<std::unique_ptr<KvCache>> own(contexts.size());  // of contexts that are not the prompt
+  for (size_t i = 0; i < contexts.size(); ++i) {
+    if (contexts[i] == options.prompt) continue;
+    own[i] = std::make_unique<KvCache>(engine, contexts[i] + options.tokens);
+    runs.prefill(*own[i], contexts[i], false);
+  }
   constexpr int64_t kReads = 4;
   std::vector<double> bandwidths;
   BenchResult result;
   result.prefill.tokens = options.prompt;
-  result.decode.tokens = options.tokens;
-  for (int64_t i = 0; i <= options.repeat; ++i) {
-    const double prefill = runs.prefill(options.prompt);
-    if (again) runs.prefill(options.context);
-    const double decode = runs.decode(options.tokens);
-    if (i == 0) {  // the first round brings the model into memory
+  result.decode.resize(contexts.size());
+  for (int64_t round = 0; round < rounds; ++round) {
+    const bool counts = round > 0;  // the first round brings the model into memory
+    const double prefill = runs.prefill(prompt, options.prompt, true);
+    if (counts) result.prefill.seconds.push_back(prefill);
+    for (size_t i = 0; i < contexts.size(); ++i) {
+      const double decode = runs.decode(own[i] ? *own[i] : prompt, contexts[i], options.tokens);
+      result.decode[i].tokens = options.tokens;
+      if (counts) result.decode[i].seconds.push_back(decode);
+    }
+    if (!counts) {
       result.peak_rss_bytes = peak_rss_bytes();
       continue;
     }
-    result.prefill.seconds.push_back(prefill);
-    result.decode.seconds.push_back(decode);
     const std::vector<double> reads = measure_read_bandwidth(engine.impl().pool, options.bandwidth_bytes, kReads);
     bandwidths.insert(bandwidths.end(), reads.begin(), reads.end());
   }

@@ -29,10 +29,10 @@ struct DecodeBytes {
 DecodeBytes decode_bytes(const Weights& weights, const EngineOptions& options, int64_t context, int64_t tokens);
 
 struct BenchOptions {
-  int64_t prompt = 512;   // tokens of a prefill, from an empty cache; >= 1
-  int64_t tokens = 64;    // decoded one by one; >= 1
-  int64_t context = 512;  // positions in the cache before decoding; >= 0
-  int64_t repeat = 5;     // >= 1
+  int64_t prompt = 512;                   // tokens of a prefill, from an empty cache; >= 1
+  int64_t tokens = 64;                    // decoded one by one, after each of the contexts; >= 1
+  std::vector<int64_t> contexts = {512};  // positions in the cache before decoding; at least one, each >= 0
+  int64_t repeat = 5;                     // >= 1
   int64_t bandwidth_bytes = int64_t{1} << 29;
 };
 
@@ -47,7 +47,8 @@ struct Speed {
 };
 
 struct BenchResult {
-  Speed prefill, decode;
+  Speed prefill;
+  std::vector<Speed> decode;    // after each context
   double read_bandwidth = 0.0;  // GB/s of the engine's threads: the median of passes between the repetitions
   int64_t peak_rss_bytes = 0;   // of the process, without the buffer of the bandwidth
   int threads = 0;
@@ -56,8 +57,11 @@ struct BenchResult {
 
 using BenchProgress = std::function<void(int64_t done, int64_t total)>;  // tokens; may throw
 
-// Prefill (only the last token's logits), decode (logits of each) and reading memory by turns, once unmeasured and then
-// `repeat` times.
+// How fast `speed` is beside `other`, of the same repetitions: the median of each one's ratio.
+double median_ratio(const Speed& speed, const Speed& other);
+
+// Prefill (only the last token's logits), decode (logits of each, after one context and the next) and reading memory by
+// turns, once unmeasured and then `repeat` times. A context other than the prompt's length is filled once, before.
 // The ids are random, the same in every run: what a model would answer must not decide how fast it is. The length that
 // the model was made for is no limit.
 BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const BenchProgress& progress = {});

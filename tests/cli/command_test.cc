@@ -367,6 +367,16 @@ TEST_F(Command, BenchMeasuresSpeedAgainstMemory) {
   EXPECT_THAT(expect_success("bench tiny" + few).out,
               AllOf(HasSubstr("prefill, 16 tokens"), HasSubstr("decode, 4 tokens after 16"), HasSubstr("GB/s"),
                     HasSubstr("1 thread")));
+  // Several contexts, each with its row; the first is what the keys above are of.
+  const Json each = Json::parse(expect_success("bench --context 16,40,0 tiny --json" + few).out)["contexts"];
+  ASSERT_EQ(each.size(), 3u);
+  EXPECT_EQ(each[0]["cache_bytes_per_token"], json["cache_bytes_per_token"]);
+  EXPECT_EQ(each[1]["cache_bytes_per_token"], later["cache_bytes_per_token"]);
+  EXPECT_EQ(each[0]["of_first_context"], 1.0);
+  EXPECT_GT(each[2]["of_first_context"], 0.0);
+  EXPECT_THAT(expect_success("bench tiny --context 16,40" + few).out,
+              AllOf(HasSubstr("decode, 4 tokens after 16"), HasSubstr("decode, 4 tokens after 40"),
+                    HasSubstr("Decoding after 40 has ")));
   // The shape was made for 1024 positions.
   EXPECT_THAT(expect_success("bench tiny --threads 1 --prompt 8 --tokens 2 --repeat 1 --context 1030").err,
               HasSubstr("1032 positions are more than the 1024 the model was made for"));

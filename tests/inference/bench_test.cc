@@ -153,24 +153,44 @@ TEST(Benchmark, DoesTheWorkItTimes) {
     BenchOptions options;
     options.prompt = 20;
     options.tokens = 6;
-    options.context = context;
+    options.contexts = {context};
     options.repeat = 3;
     options.bandwidth_bytes = 1 << 22;
     BenchResult result;
     const Rows rows = count_rows(engine, options, &result);
     const int64_t filling = context == 20 ? 0 : context;
-    EXPECT_EQ(rows.first, 4 * (20 + filling + 6)) << context;
+    EXPECT_EQ(rows.first, filling + 4 * (20 + 6)) << context;
     EXPECT_EQ(rows.single, 4 * 6) << context;
-    EXPECT_EQ(rows.head, 4 * (1 + (filling > 0 ? 1 : 0) + 6)) << context;
+    EXPECT_EQ(rows.head, 4 * (1 + 6)) << context;
     EXPECT_EQ(result.prefill.tokens, 20);
-    EXPECT_EQ(result.decode.tokens, 6);
     EXPECT_EQ(result.prefill.seconds.size(), 3u);
-    EXPECT_EQ(result.decode.seconds.size(), 3u);
-    EXPECT_GT(result.decode.slowest(), 0.0);
+    ASSERT_EQ(result.decode.size(), 1u);
+    EXPECT_EQ(result.decode[0].tokens, 6);
+    EXPECT_EQ(result.decode[0].seconds.size(), 3u);
+    EXPECT_GT(result.decode[0].slowest(), 0.0);
     EXPECT_GT(result.read_bandwidth, 0.0);
     EXPECT_GT(result.peak_rss_bytes, 1 << 20);
     EXPECT_EQ(result.threads, 2);
   }
+}
+
+TEST(Benchmark, DecodesAfterEachContext) {
+  TemporaryDirectory directory;
+  write_tiny_model(directory / "model", gemma4_json(), DType::BF16);
+  Engine engine(load_weights(directory / "model"));
+  BenchOptions options;
+  options.prompt = 20;
+  options.tokens = 6;
+  options.contexts = {20, 600, 3};
+  options.repeat = 2;
+  options.bandwidth_bytes = 1 << 22;
+  BenchResult result;
+  const Rows rows = count_rows(engine, options, &result);
+  EXPECT_EQ(rows.first, 603 + 3 * (20 + 3 * 6));
+  EXPECT_EQ(rows.single, 3 * 3 * 6);
+  EXPECT_EQ(rows.head, 3 * (1 + 3 * 6));
+  ASSERT_EQ(result.decode.size(), 3u);
+  for (const Speed& decode : result.decode) EXPECT_EQ(decode.seconds.size(), 2u);
 }
 
 TEST(Benchmark, ReportsProgressAndStopsWhenToldTo) {
@@ -178,7 +198,8 @@ TEST(Benchmark, ReportsProgressAndStopsWhenToldTo) {
   write_tiny_model(directory / "model", llama_json(true), DType::BF16);
   Engine engine(load_weights(directory / "model"));
   BenchOptions options;
-  options.prompt = options.context = 10;
+  options.prompt = 10;
+  options.contexts = {10};
   options.tokens = 5;
   options.repeat = 2;
   options.bandwidth_bytes = 1 << 22;
@@ -202,6 +223,13 @@ TEST(Speed, MedianAndSpread) {
   EXPECT_DOUBLE_EQ(odd.slowest(), 20.0);
   EXPECT_DOUBLE_EQ(odd.fastest(), 100.0);
   EXPECT_DOUBLE_EQ(even.median(), 100.0 / 3.0);
+}
+
+TEST(Speed, RatioIsOfTheSameRepetitions) {
+  const Speed fast = {100, {1.0, 4.0, 2.0}}, slow = {50, {2.0, 1.0, 1.0}};
+  EXPECT_DOUBLE_EQ(median_ratio(fast, slow), 1.0);  // of 4, 0.5 and 1
+  EXPECT_DOUBLE_EQ(median_ratio(slow, fast), 1.0);
+  EXPECT_DOUBLE_EQ(median_ratio(slow, slow), 1.0);
 }
 
 TEST(ReadBandwidth, OfOneThreadAndOfSeveral) {
