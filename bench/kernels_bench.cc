@@ -4,6 +4,7 @@
 //   dot/TYPE/ISA/THREADS  one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
 //   cached_dot/TYPE/ISA   the same with 128 kB, which the second level holds: what the instructions cost
 //   panel/TYPE/ISA        512 rows of 8-bit activations with 2048 rows of weights: multiply-adds per second
+//   attention/..., cached_attention/...: see attention_bench.cc
 // build: cmake -B build -DQAT_BENCH=ON && cmake --build build --target kernels_bench
 #include <benchmark/benchmark.h>
 
@@ -15,6 +16,7 @@
 #include <string>
 #include <thread>
 
+#include "bench/attention_bench.h"
 #include "format/channel_grid.h"
 #include "format/grid.h"
 #include "inference/bench.h"
@@ -133,6 +135,7 @@ int main(int argc, char** argv) {
   for (const ChannelKernel& kernel : channel_kernels())
     if (kernel.isa != Isa::scalar) add_dots(kernel.isa, kernel.type);
   for (const CodePanelKernel& kernel : code_panel_kernels()) add("panel", kernel.isa, kernel.type, 512);
+  add_attention_benchmarks(thread_counts);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
