@@ -63,6 +63,8 @@ struct Attender {
     heads.decoded = decoded.data();
     heads.coded = coded.data();
     heads.out = out.data();
+    heads.part = part.data();
+    heads.sums = sums.data();
   }
   const HugeVector<float>& attend_to(Isa isa, const CacheOfOneType& cache, int64_t layer, int64_t head) {
     heads.k = &cache.k[static_cast<size_t>(layer)];
@@ -73,7 +75,8 @@ struct Attender {
   }
 
   HugeVector<float> scores;
-  HugeVector<float> q = HugeVector<float>(kGroup * kHeadDim), out = q;
+  HugeVector<float> q = HugeVector<float>(kGroup * kHeadDim), out = q, part = q;
+  std::vector<SoftmaxSum> sums = std::vector<SoftmaxSum>(2 * kGroup);
   HugeVector<float> decoded = HugeVector<float>(kAttentionBlock * kHeadDim);
   HugeVector<float> coded = HugeVector<float>(static_cast<size_t>(coded_floats(kGroup, kHeadDim)));
   AttentionHeads heads;

@@ -1,6 +1,7 @@
 #include "inference/attention.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace qat {
 namespace {
@@ -13,12 +14,13 @@ constexpr int64_t kBlockBytes = 65536;
 constexpr int64_t kAhead = 8192;  // bytes
 
 struct Range {
-  int64_t first, end;
+  int64_t first, end;  // of nothing: end <= first
 };
 Range seen_by(const AttentionHeads& a, int64_t row) {
   const int64_t end = a.position + row + 1;
-  return {end > a.window ? end - a.window : 0, end};
+  return {std::max(end > a.window ? end - a.window : 0, a.begin), std::min(end, a.end)};
 }
+int64_t end_of_seen(const AttentionHeads& a) { return std::min(a.position + a.rows, a.end); }
 
 struct Source {
   const CacheRows* cache;
@@ -47,7 +49,7 @@ int64_t block_of(const Source& source) {
 // begin at multiples of block_of(source), wherever the rows begin, so that sums are cut up alike for each.
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Use& use) {
-  const int64_t end = a.position + a.rows, block = block_of(source);
+  const int64_t end = end_of_seen(a), block = block_of(source);
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
@@ -99,7 +101,7 @@ void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& 
   const KeyKernel& kernel = *find_key_kernel(isa);
   const CodedQueries q = code_queries(isa, a);
   const int64_t blocks = a.head_dim / kCodeBlock;
-  for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < a.position + a.rows; group += kKeyGroup) {
+  for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < end_of_seen(a); group += kKeyGroup) {
     const uint8_t* keys = a.k->stored(group, a.kv_head);
     for (int64_t r = 0; r < a.rows; ++r) {
       const Range seen = seen_by(a, r);
@@ -112,9 +114,8 @@ void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& 
   }
 }
 
-}  // namespace
-
-void attend(Isa isa, const AttentionHeads& a) {
+// All that is to be seen from a.begin on and before a.end, which is not more than a stretch.
+void attend_range(Isa isa, const AttentionHeads& a) {
   const Source v = source_of(isa, a, *a.v);
   const VectorKernels& ops = vector_kernels(isa);
   const int64_t origin = seen_by(a, 0).first, span = attention_span(a.position, a.rows, a.window);
@@ -140,7 +141,7 @@ void attend(Isa isa, const AttentionHeads& a) {
       float* of_head = scores(r, h, seen.first);
       const void* next = of_head;
       if (r == 0) next = first_values + h * count * static_cast<int64_t>(sizeof(float));
-      ops.softmax(of_head, count, next);
+      a.sums[r * a.heads + h] = count > 0 ? ops.softmax(of_head, count, next) : SoftmaxSum();
     }
   }
   for_blocks(isa, a, v, [&](const CachedRows& block, int64_t first) {
@@ -149,8 +150,59 @@ void attend(Isa isa, const AttentionHeads& a) {
       v.kernel->mix(scores(r, 0, position), span, a.heads, values, add, a.out + r * a.q_stride, a.head_dim);
     });
   });
-  for (int64_t r = 0; r < a.rows && v.scale != 1.0f; ++r)
-    for (int64_t i = 0; i < a.heads * a.head_dim; ++i) a.out[r * a.q_stride + i] *= v.scale;
+  for (int64_t r = 0; r < a.rows && v.scale != 1.0f; ++r) {
+    const Range seen = seen_by(a, r);
+    for (int64_t i = 0; i < a.heads * a.head_dim && seen.first < seen.end; ++i) a.out[r * a.q_stride + i] *= v.scale;
+  }
+}
+
+}  // namespace
+
+Stretches stretches_of(const AttentionHeads& a) {
+  return {seen_by(a, 0).first / kAttentionStretch, (end_of_seen(a) + kAttentionStretch - 1) / kAttentionStretch};
+}
+
+void attend_stretch(Isa isa, const AttentionHeads& a, int64_t stretch) {
+  AttentionHeads some = a;
+  some.begin = std::max(a.begin, stretch * kAttentionStretch);
+  some.end = std::min(a.end, (stretch + 1) * kAttentionStretch);
+  attend_range(isa, some);
+}
+
+void merge_stretch(const AttentionHeads& a, const float* part, const SoftmaxSum* part_sums) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t h = 0; h < a.heads; ++h) {
+      SoftmaxSum& whole = a.sums[r * a.heads + h];
+      const SoftmaxSum& added = part_sums[r * a.heads + h];
+      if (added.sum == 0.0f) continue;
+      const float largest = std::max(whole.largest, added.largest);
+      const auto weight = [&](const SoftmaxSum& s) {
+        return static_cast<double>(s.sum) * std::exp(static_cast<double>(s.largest) - static_cast<double>(largest));
+      };
+      float* out = a.out + r * a.q_stride + h * a.head_dim;
+      const float* more = part + r * a.q_stride + h * a.head_dim;
+      if (whole.sum == 0.0f) {
+        std::copy_n(more, a.head_dim, out);
+        whole = added;
+        continue;
+      }
+      const double kept = weight(whole), total = kept + weight(added);
+      const auto of_out = static_cast<float>(kept / total), of_more = static_cast<float>(weight(added) / total);
+      for (int64_t i = 0; i < a.head_dim; ++i) out[i] = of_out * out[i] + of_more * more[i];
+      whole = {largest, static_cast<float>(total)};
+    }
+}
+
+void attend(Isa isa, const AttentionHeads& a) {
+  const Stretches stretches = stretches_of(a);
+  attend_stretch(isa, a, stretches.first);
+  AttentionHeads later = a;
+  later.out = a.part;
+  later.sums = a.sums + a.rows * a.heads;
+  for (int64_t stretch = stretches.first + 1; stretch < stretches.end; ++stretch) {
+    attend_stretch(isa, later, stretch);
+    merge_stretch(a, later.out, later.sums);
+  }
 }
 
 }  // namespace qat

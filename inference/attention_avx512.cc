@@ -323,12 +323,13 @@ struct DoubleSums {
 
 }  // namespace
 
-void softmax_avx512(float* x, int64_t n, const void* next) {
+SoftmaxSum softmax_avx512(float* x, int64_t n, const void* next) {
   const int64_t whole = n / kVectorLanes * kVectorLanes, rest = n - whole;
   Floats largest = splat(x[0]);
   for (int64_t i = 0; i < whole; i += kVectorLanes) largest = _mm512_max_ps(largest, load(x + i));
   if (rest > 0) largest = _mm512_max_ps(largest, load_some(x + whole, rest, x[0]));
-  const Floats shift = splat(_mm512_reduce_max_ps(largest));
+  const float most = _mm512_reduce_max_ps(largest);
+  const Floats shift = splat(most);
   DoubleSums sums;
   for (int64_t i = 0; i < whole; i += kVectorLanes) {
     _mm_prefetch(static_cast<const char*>(next) + i * static_cast<int64_t>(sizeof(float)), _MM_HINT_T0);
@@ -341,9 +342,11 @@ void softmax_avx512(float* x, int64_t n, const void* next) {
     _mm512_mask_storeu_ps(x + whole, first(rest), e);
     sums.add(e);
   }
-  const Floats inverse = splat(static_cast<float>(1.0 / sums.total()));
+  const double total = sums.total();
+  const Floats inverse = splat(static_cast<float>(1.0 / total));
   for (int64_t i = 0; i < whole; i += kVectorLanes) _mm512_storeu_ps(x + i, multiply(load(x + i), inverse));
   if (rest > 0) _mm512_mask_storeu_ps(x + whole, first(rest), multiply(load_some(x + whole, rest, 0.0f), inverse));
+  return {most, static_cast<float>(total)};
 }
 
 const KeyKernel kAvx512KeyKernel = {kIsa, key_scores};

@@ -192,7 +192,7 @@ BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const Ben
     QAT_CHECK(context >= 0);
     runs.total += rounds * options.tokens + (context != options.prompt ? context : 0);
   }
-  KvCache prompt(engine, options.prompt + options.tokens);  // and of a context of that length
+  KvCache prompt(engine, options.prompt + options.tokens);     // and of a context of that length
   std::vector<std::unique_ptr<KvCache>> own(contexts.size());  // of contexts that are not the prompt
   for (size_t i = 0; i < contexts.size(); ++i) {
     if (contexts[i] == options.prompt) continue;

@@ -149,6 +149,11 @@ constexpr int64_t kLanes = 8;
 constexpr int64_t kOutputStep = 8;
 const PanelKernel* find_panel_kernel(Isa isa);  // nullptr for scalar: the reference multiplies row by row
 
+// Of scores that became a softmax: the largest, and the sum of e^(score - largest).
+struct SoftmaxSum {
+  float largest = -__builtin_inff(), sum = 0.0f;  // of no score
+};
+
 // Operations on vectors of floats. In and out may be the same memory.
 struct VectorKernels {
   Isa isa;
@@ -163,7 +168,7 @@ struct VectorKernels {
   // Sum of exp(x - shift); in double, the terms are float.
   double (*sum_exp)(const float* x, int64_t n, float shift);
   // n >= 1. While it computes, memory brings as many bytes as x has of what is met after it, from `next` on.
-  void (*softmax)(float* x, int64_t n, const void* next);
+  SoftmaxSum (*softmax)(float* x, int64_t n, const void* next);
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);

@@ -37,7 +37,7 @@ extern const ChannelKernel kAvx512ChannelKernels[kChannelTypes];
 extern const CodePanelKernel kAvx512CodePanelKernels[kBlockTypes + kChannelTypes];
 extern const CacheKernel kAvx512CacheKernels[kAvx2CacheTypes];
 extern const KeyKernel kAvx512KeyKernel;
-void softmax_avx512(float* x, int64_t n, const void* next);
+SoftmaxSum softmax_avx512(float* x, int64_t n, const void* next);
 struct Avx512Panels {
   decltype(CodeKernels::store_floats) store_floats;
   decltype(CodeKernels::store_sums) store_sums;

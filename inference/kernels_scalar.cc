@@ -109,10 +109,11 @@ double sum_exp(const float* x, int64_t n, float shift) {
   return sum;
 }
 
-void softmax(float* x, int64_t n, const void*) {
+SoftmaxSum softmax(float* x, int64_t n, const void*) {
   const float largest = max(x, n);
   const double sum = sum_exp(x, n, largest);
   for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(static_cast<double>(std::exp(x[i] - largest)) / sum);
+  return {largest, static_cast<float>(sum)};
 }
 
 double kl(const float* base, float base_lse, const float* x, float lse, int64_t n) {

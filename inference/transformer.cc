@@ -12,7 +12,8 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kTableRows = 4;  // whose reading is worth a thread whatever is done with them
+constexpr int64_t kSharedParts = 8;  // of attention to a thread: with fewer, long contexts are shared by stretches
+constexpr int64_t kTableRows = 4;    // whose reading is worth a thread whatever is done with them
 
 // Work on rows too small to share between threads stays with the caller: pieces of some 16 Ki floats.
 int64_t rows_per_piece(int64_t width) { return std::max<int64_t>(1, (int64_t{1} << 14) / std::max<int64_t>(1, width)); }
@@ -262,52 +263,107 @@ struct Transformer::Pass {
     }
   }
 
+  // How attention is cut up: into groups of rows, and `parts` of the query heads of each, `together` of which share
+  // keys.
+  struct AttentionParts {
+    int64_t group, together, split, parts;  // group: heads to a head of keys; split: parts of such a group
+  };
+  // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be.
+  AttentionParts cut_attention(const LayerConfig& layer) const {
+    const int64_t group = c.heads / layer.kv_heads, wide = static_cast<int64_t>(ws.groups.size()) * layer.kv_heads;
+    const int64_t wanted = (pool.size() + wide - 1) / wide, together = (group + wanted - 1) / wanted;
+    const int64_t split = (group + together - 1) / together;
+    return {group, together, split, layer.kv_heads * split};
+  }
+
+  // Part `index` of a group, without its scratch.
+  AttentionHeads attention_part(const LayerConfig& layer, const AttentionParts& cut, const RowGroup& g, int64_t index) {
+    const int64_t width = c.heads * layer.head_dim, first = index % cut.split * cut.together;
+    const int64_t place = g.first * width + (index / cut.split * cut.group + first) * layer.head_dim;
+    const BatchRow& row = ws.rows[static_cast<size_t>(g.first)];
+    AttentionHeads a;
+    a.q = ws.q.data() + place;
+    a.rows = g.count;
+    a.q_stride = width;
+    a.heads = std::min(cut.together, cut.group - first);
+    a.head_dim = layer.head_dim;
+    a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
+    a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
+    a.kv_head = index / cut.split;
+    a.position = row.position;
+    a.window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
+    a.scale = static_cast<float>(c.attention_scale);
+    a.out = ws.heads.data() + place;
+    return a;
+  }
+
   // heads = softmax(scale q K^T + mask) V; the mask is the range of positions a row may see.
   void attend_rows(const LayerConfig& layer) {
-    const int64_t group = c.heads / layer.kv_heads, width = c.heads * layer.head_dim;
-    const int64_t window = layer.sliding && c.sliding_window > 0 ? c.sliding_window : INT64_MAX;
-    float* heads = grown(ws.heads, n * width);
-    int64_t room = 0;  // for scores
-    for (const RowGroup& g : ws.groups)
-      room = std::max(room, g.count * group * attention_span(position_of(g), g.count, window));
-    const int64_t decoded = kAttentionBlock * layer.head_dim;
-    const int64_t coded = (coded_floats(kAttentionRows * group, layer.head_dim) + 15) / 16 * 16;
-    const int64_t scratch = decoded + coded + (room + 15) / 16 * 16;
+    const int64_t width = c.heads * layer.head_dim;
+    grown(ws.heads, n * width);
+    const AttentionParts cut = cut_attention(layer);
+    const auto groups = static_cast<int64_t>(ws.groups.size());
+    int64_t span = 0, stretches = 0;
+    for (const RowGroup& g : ws.groups) {
+      const AttentionHeads a = attention_part(layer, cut, g, 0);
+      span = std::max(span, a.rows * attention_span(a.position, a.rows, a.window));
+      stretches = std::max(stretches, stretches_of(a).end - stretches_of(a).first);
+    }
+    const int64_t room = cut.group * span, decoded = kAttentionBlock * layer.head_dim;
+    const int64_t coded = (coded_floats(kAttentionRows * cut.group, layer.head_dim) + 15) / 16 * 16;
+    const int64_t part = stretches > 1 ? kAttentionRows * width : 0, scratch = room + decoded + coded + part;
     float* attention = grown(ws.attention, scratch * pool.size());
-    // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be.
-    const auto count = static_cast<int64_t>(ws.groups.size());
-    const int64_t wanted = (pool.size() + count * layer.kv_heads - 1) / (count * layer.kv_heads);
-    const int64_t together = (group + wanted - 1) / wanted, split = (group + together - 1) / together;
-    const int64_t parts = layer.kv_heads * split, work = room / group * together * layer.head_dim;
-    pool.parallel_for(count * parts, std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, work)),
+    const int64_t sums = 2 * kAttentionRows * cut.group;
+    const auto prepare = [&](AttentionHeads& a, int worker) {
+      a.scores = attention + worker * scratch;
+      a.decoded = a.scores + room;
+      a.coded = a.decoded + decoded;
+      a.part = a.coded + coded;
+    };
+    if (groups == 1 && stretches > 1 && cut.parts < kSharedParts * pool.size() && pool.size() > 1)
+      return attend_shared(layer, cut, stretches, prepare);
+    if (ws.softmax_sums.size() < static_cast<size_t>(sums * pool.size()))
+      ws.softmax_sums.resize(static_cast<size_t>(sums * pool.size()));
+    const int64_t work = span * cut.together * layer.head_dim;
+    pool.parallel_for(groups * cut.parts, std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, work)),
                       [&](int64_t begin, int64_t end, int worker) {
                         for (int64_t i = begin; i < end; ++i) {
-                          const RowGroup& g = ws.groups[static_cast<size_t>(i / parts)];
-                          const BatchRow& row = ws.rows[static_cast<size_t>(g.first)];
-                          const int64_t part = i % parts, first = part % split * together;
-                          const int64_t head = part / split * group + first;
-                          AttentionHeads a;
-                          a.q = ws.q.data() + g.first * width + head * layer.head_dim;
-                          a.rows = g.count;
-                          a.q_stride = width;
-                          a.heads = std::min(together, group - first);
-                          a.head_dim = layer.head_dim;
-                          a.k = &row.cache->k(static_cast<size_t>(layer.kv_source));
-                          a.v = &row.cache->v(static_cast<size_t>(layer.kv_source));
-                          a.kv_head = part / split;
-                          a.position = row.position;
-                          a.window = window;
-                          a.scale = static_cast<float>(c.attention_scale);
-                          a.decoded = attention + worker * scratch;
-                          a.coded = a.decoded + decoded;
-                          a.scores = a.coded + coded;
-                          a.out = heads + g.first * width + head * layer.head_dim;
+                          const RowGroup& g = ws.groups[static_cast<size_t>(i / cut.parts)];
+                          AttentionHeads a = attention_part(layer, cut, g, i % cut.parts);
+                          prepare(a, worker);
+                          a.sums = ws.softmax_sums.data() + worker * sums;
                           attend(model.isa_, a);
                         }
                       });
   }
 
-  int64_t position_of(const RowGroup& group) const { return ws.rows[static_cast<size_t>(group.first)].position; }
+  // Few rows of a long context: each stretch is work of its own, so that no thread waits long for another.
+  template <class Prepare>
+  void attend_shared(const LayerConfig& layer, const AttentionParts& cut, int64_t stretches, const Prepare& prepare) {
+    const RowGroup& g = ws.groups[0];
+    const int64_t results = n * c.heads * layer.head_dim, sums = g.count * cut.together;
+    float* later = grown(ws.stretches, (stretches - 1) * results);
+    if (ws.softmax_sums.size() < static_cast<size_t>(stretches * cut.parts * sums))
+      ws.softmax_sums.resize(static_cast<size_t>(stretches * cut.parts * sums));
+    const auto part_of = [&](int64_t stretch, int64_t index) {
+      AttentionHeads a = attention_part(layer, cut, g, index);
+      if (stretch > 0) a.out = later + (stretch - 1) * results + (a.out - ws.heads.data());
+      a.sums = ws.softmax_sums.data() + (stretch * cut.parts + index) * sums;
+      return a;
+    };
+    pool.parallel_for(stretches * cut.parts, 1, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; ++i) {
+        AttentionHeads a = part_of(i / cut.parts, i % cut.parts);
+        prepare(a, worker);
+        attend_stretch(model.isa_, a, stretches_of(a).first + i / cut.parts);
+      }
+    });
+    for (int64_t index = 0; index < cut.parts; ++index)
+      for (int64_t stretch = 1; stretch < stretches; ++stretch) {
+        const AttentionHeads added = part_of(stretch, index);
+        merge_stretch(part_of(0, index), added.out, added.sums);
+      }
+  }
 
   void attention_block(size_t index) {
     const LayerWeights& l = w.layers[index];

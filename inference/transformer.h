@@ -35,8 +35,10 @@ struct Workspace {
   HugeVector<float> per_layer, per_layer_gate;  // [rows, layers * ple], [rows, ple]
   HugeVector<float> cos_sin[2];                 // full, sliding: per row head_dim / 2 cosines, then as many sines
   HugeVector<uint8_t> table_rows;               // per worker: a row of an embedding table, as stored
-  HugeVector<float> attention;                  // per worker: scores and decoded keys or values
-  MatmulInput input, inner;                     // of the projections out of the residual stream; of those back into it
+  HugeVector<float> attention;                  // per worker: scores, decoded keys or values, a stretch's result
+  HugeVector<float> stretches;           // [stretches, rows, heads * head_dim]: results, where threads share a row
+  std::vector<SoftmaxSum> softmax_sums;  // of attention's results
+  MatmulInput input, inner;              // of the projections out of the residual stream; of those back into it
 };
 
 class Transformer {

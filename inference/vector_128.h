@@ -113,7 +113,7 @@ inline double sum_exp(const float* x, int64_t n, float shift) {
   return sum_lanes(sum);
 }
 
-inline void softmax(float* x, int64_t n, const void* next) {
+inline SoftmaxSum softmax(float* x, int64_t n, const void* next) {
   const float shift = max(x, n);
   f64x2 sum = {};
   int64_t i = 0;
@@ -128,8 +128,10 @@ inline void softmax(float* x, int64_t n, const void* next) {
     store_first(x + i, n - i, e);
     sum = add_to(sum, e);
   }
-  const float inverse = static_cast<float>(1.0 / sum_lanes(sum));
+  const double total = sum_lanes(sum);
+  const float inverse = static_cast<float>(1.0 / total);
   for (i = 0; i < n; ++i) x[i] *= inverse;
+  return {shift, static_cast<float>(total)};
 }
 
 inline double kl(const float* base, float base_lse, const float* x, float lse, int64_t n) {

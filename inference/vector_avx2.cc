@@ -157,8 +157,9 @@ double sum_exp(const float* x, int64_t n, float shift) {
   return sum_lanes(sum);
 }
 
-void softmax(float* x, int64_t n, const void* next) {
-  const __m256 shift = splat(max(x, n));
+SoftmaxSum softmax(float* x, int64_t n, const void* next) {
+  const float largest = max(x, n);
+  const __m256 shift = splat(largest);
   __m256d sum = _mm256_setzero_pd();
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -172,8 +173,10 @@ void softmax(float* x, int64_t n, const void* next) {
     _mm256_maskstore_ps(x + i, first_lanes(n - i), e);
     sum = add_to(sum, e);
   }
-  const float inverse = static_cast<float>(1.0 / sum_lanes(sum));
+  const double total = sum_lanes(sum);
+  const float inverse = static_cast<float>(1.0 / total);
   for (i = 0; i < n; ++i) x[i] *= inverse;
+  return {largest, static_cast<float>(total)};
 }
 
 double kl(const float* base, float base_lse, const float* x, float lse, int64_t n) {

@@ -9,6 +9,7 @@
 
 #include "export/gguf_export.h"
 #include "export/ptq.h"
+#include "inference/attention.h"
 #include "inference/isa.h"
 #include "tests/expect_error.h"
 #include "tests/export/tiny_model.h"
@@ -188,6 +189,26 @@ TEST_P(EngineTest, ThreadsDoNotChangeABit) {
   const std::vector<int32_t> tokens = random_tokens(60, one.config().vocab);
   EXPECT_EQ(run(one, tokens), run(four, tokens));
   EXPECT_EQ(run(one, {tokens[0]}), run(four, {tokens[0]}));
+}
+
+// Threads share the stretches of a long context (attention.h) when a token comes alone, and not with its whole prompt.
+TEST_P(EngineTest, ThreadsDoNotChangeABitAfterALongContext) {
+  const int64_t context = kAttentionStretch + 3;
+  std::vector<float> expected;
+  for (const int threads : {1, 2, 4}) {
+    Engine engine(strong_weights(path_), with_threads(threads));
+    const std::vector<int32_t> tokens = random_tokens(context + 2, engine.config().vocab);
+    const auto vocab = static_cast<size_t>(engine.config().vocab);
+    KvCache cache(engine, context + 2);
+    engine.forward({tokens.data(), static_cast<size_t>(context)}, cache, static_cast<size_t>(context), nullptr);
+    std::vector<float> logits(2 * vocab);
+    for (size_t i = 0; i < 2; ++i) engine.forward({&tokens[tokens.size() - 2 + i], 1}, cache, 0, &logits[i * vocab]);
+    if (threads == 1) expected = logits;
+    EXPECT_EQ(logits, expected) << threads << " threads";
+    if (threads == 4)
+      expect_near({logits.begin() + static_cast<int64_t>(vocab), logits.end()}, run(engine, tokens, tokens.size() - 1),
+                  kRounding);
+  }
 }
 
 TEST_P(EngineTest, LogitsFromALaterRowOnAreTheSameRows) {

@@ -51,13 +51,31 @@ TEST_P(CacheOf, HoldsTheGridsValues) {
   }
 }
 
+// Scratch of attention for as many rows and heads.
+struct AttentionScratch {
+  AttentionScratch(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, int64_t span)
+      : scores(static_cast<size_t>(rows * heads * span)),
+        decoded(static_cast<size_t>(kAttentionBlock * head_dim)),
+        coded(static_cast<size_t>(coded_floats(rows * heads, head_dim))),
+        part(static_cast<size_t>(rows * stride)),
+        sums(static_cast<size_t>(2 * rows * heads)) {}
+  void give_to(AttentionHeads& a) {
+    a.scores = scores.data();
+    a.decoded = decoded.data();
+    a.coded = coded.data();
+    a.part = part.data();
+    a.sums = sums.data();
+  }
+  std::vector<float> scores, decoded, coded, part;
+  std::vector<SoftmaxSum> sums;
+};
+
 // Result of heads that share a K/V head, over the positions from `first` on.
 std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, const std::vector<float>& q,
                              int64_t heads, int64_t first, int64_t count) {
   const int64_t head_dim = static_cast<int64_t>(q.size()) / heads;
-  std::vector<float> scores(static_cast<size_t>(heads * attention_span(first + count - 1, 1, count))), out(q.size());
-  std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
-  std::vector<float> coded(static_cast<size_t>(coded_floats(heads, head_dim)));
+  std::vector<float> out(q.size());
+  AttentionScratch scratch(1, heads, head_dim, heads * head_dim, attention_span(first + count - 1, 1, count));
   AttentionHeads a;
   a.q = q.data();
   a.heads = heads;
@@ -68,63 +86,146 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
   a.position = first + count - 1;
   a.window = count;
   a.scale = 0.3f;
-  a.scores = scores.data();
-  a.decoded = decoded.data();
-  a.coded = coded.data();
+  scratch.give_to(a);
   a.out = out.data();
   attend(isa, a);
   return out;
 }
 
+// Keys and values of two heads at `length` positions, and eight rows of queries.
+struct Attended {
+  static constexpr int64_t kHeads = 3;
+  Attended(DType type, int64_t length) : head_dim(type == DType::Q8_0 ? 32 : 24), stride(kHeads * head_dim + 8) {
+    Random random(33);
+    const float scale = type == DType::I4 ? 0.1f : 1.0f;
+    k = type == DType::Q8_0 ? CacheRows::in_groups(2, head_dim, length) : CacheRows(2, head_dim, length, type, scale);
+    v = CacheRows(2, head_dim, length, type, scale);
+    for (int64_t position = 0; position < length; ++position) {
+      k.store(position, random.floats(2 * head_dim).data());
+      v.store(position, random.floats(2 * head_dim).data());
+    }
+    q = random.floats(kAttentionRows * stride);
+  }
+  AttentionHeads rows(int64_t position, int64_t window) const {
+    AttentionHeads a;
+    a.rows = kAttentionRows;
+    a.q_stride = stride;  // further apart than what is used of them
+    a.heads = kHeads;
+    a.head_dim = head_dim;
+    a.k = &k;
+    a.v = &v;
+    a.position = position;
+    a.window = window;
+    a.q = q.data();
+    return a;
+  }
+  AttentionScratch scratch() const {
+    return AttentionScratch(kAttentionRows, kHeads, head_dim, stride, kAttentionStretch);
+  }
+  int64_t head_dim, stride;
+  CacheRows k, v;
+  std::vector<float> q;
+};
+
+void expect_rows_together_as_alone(Isa isa, const Attended& attended, int64_t position, int64_t window) {
+  AttentionScratch scratch = attended.scratch();
+  std::vector<float> together(attended.q.size(), 7.0f), alone(attended.q.size(), 7.0f);
+  AttentionHeads a = attended.rows(position, window);
+  scratch.give_to(a);
+  a.out = together.data();
+  attend(isa, a);
+  a.rows = 1;
+  for (int64_t r = 0; r < kAttentionRows; ++r, ++a.position) {
+    a.q = attended.q.data() + r * attended.stride;
+    a.out = alone.data() + r * attended.stride;
+    attend(isa, a);
+  }
+  EXPECT_EQ(together, alone) << dtype_name(attended.v.type()) << ", window " << window << ", from " << position << ", "
+                             << isa_name(isa);
+}
+
 // Rows together, to the bit as each alone: of all that a cache holds, with and without a window.
 TEST(Attention, ARowDoesNotDependOnItsCompany) {
-  Random random(33);
-  const int64_t heads = 3, length = 70;
-  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4})
-    for (const int64_t window : {int64_t{5}, int64_t{30}, INT64_MAX}) {
-      const int64_t head_dim = type == DType::Q8_0 ? 32 : 24;
-      const float scale = type == DType::I4 ? 0.1f : 1.0f;
-      CacheRows k(2, head_dim, length, type, scale), v(2, head_dim, length, type, scale);
-      if (type == DType::Q8_0) k = CacheRows::in_groups(2, head_dim, length);
-      for (int64_t position = 0; position < length; ++position) {
-        k.store(position, random.floats(2 * head_dim).data());
-        v.store(position, random.floats(2 * head_dim).data());
-      }
-      for (const Isa isa : built_isas()) {
-        if (!isa_supported(isa)) continue;
-        for (const int64_t position : {0, 3, 15, 60}) {
-          const int64_t stride = heads * head_dim + 8;  // rows are further apart than what is used of them
-          const std::vector<float> q = random.floats(kAttentionRows * stride);
-          std::vector<float> together(q.size(), 7.0f), alone(q.size(), 7.0f);
-          std::vector<float> scores(
-              static_cast<size_t>(kAttentionRows * heads * attention_span(position, kAttentionRows, window)));
-          std::vector<float> decoded(static_cast<size_t>(kAttentionBlock * head_dim));
-          std::vector<float> coded(static_cast<size_t>(coded_floats(kAttentionRows * heads, head_dim)));
-          AttentionHeads a;
-          a.rows = kAttentionRows;
-          a.q_stride = stride;
-          a.heads = heads;
-          a.head_dim = head_dim;
-          a.k = &k;
-          a.v = &v;
-          a.position = position;
-          a.window = window;
-          a.scores = scores.data();
-          a.decoded = decoded.data();
-          a.coded = coded.data();
-          a.q = q.data();
-          a.out = together.data();
-          attend(isa, a);
-          a.rows = 1;
-          for (int64_t r = 0; r < kAttentionRows; ++r, ++a.position) {
-            a.q = q.data() + r * stride;
-            a.out = alone.data() + r * stride;
-            attend(isa, a);
+  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4}) {
+    const Attended attended(type, 70);
+    for (const int64_t window : {int64_t{5}, int64_t{30}, INT64_MAX})
+      for (const Isa isa : built_isas())
+        for (const int64_t position : {0, 3, 15, 60})
+          if (isa_supported(isa)) expect_rows_together_as_alone(isa, attended, position, window);
+  }
+}
+
+// The same where some rows see more stretches than others, or none of the first: on both sides of where one begins.
+TEST(Attention, ARowDoesNotDependOnItsCompanyWhereAStretchBegins) {
+  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4}) {
+    const Attended attended(type, 2 * kAttentionStretch + 20);
+    for (const int64_t window : {int64_t{5}, int64_t{30}, kAttentionStretch + 1, INT64_MAX})
+      for (const Isa isa : built_isas())
+        for (const int64_t beyond : {-9, -4, -1, 0, 2, 27})
+          if (isa_supported(isa)) expect_rows_together_as_alone(isa, attended, kAttentionStretch + beyond, window);
+  }
+}
+
+// One softmax over all that a row sees, by the formula, however many stretches that is.
+TEST(Attention, StretchesComeToOneSoftmax) {
+  const Attended attended(DType::F32, 2 * kAttentionStretch + 20);
+  for (const Isa isa : built_isas()) {
+    if (!isa_supported(isa)) continue;
+    for (const int64_t window : {int64_t{40}, INT64_MAX}) {
+      AttentionScratch scratch = attended.scratch();
+      std::vector<float> out(attended.q.size());
+      AttentionHeads a = attended.rows(2 * kAttentionStretch + 5, window);
+      scratch.give_to(a);
+      a.out = out.data();
+      attend(isa, a);
+      for (int64_t r = 0; r < a.rows; ++r)
+        for (int64_t h = 0; h < a.heads; ++h) {
+          const float* q = a.q + r * a.q_stride + h * a.head_dim;
+          const int64_t end = a.position + r + 1;
+          std::vector<double> expected(static_cast<size_t>(a.head_dim));
+          double sum = 0.0;
+          for (int64_t p = std::max<int64_t>(0, end > window ? end - window : 0); p < end; ++p) {
+            const auto* key = reinterpret_cast<const float*>(attended.k.stored(p, 0));
+            const auto* value = reinterpret_cast<const float*>(attended.v.stored(p, 0));
+            double score = 0.0;
+            for (int64_t i = 0; i < a.head_dim; ++i) score += static_cast<double>(q[i]) * static_cast<double>(key[i]);
+            sum += std::exp(score);
+            for (int64_t i = 0; i < a.head_dim; ++i)
+              expected[static_cast<size_t>(i)] += std::exp(score) * static_cast<double>(value[i]);
           }
-          EXPECT_EQ(together, alone) << dtype_name(type) << ", window " << window << ", from " << position;
+          for (int64_t i = 0; i < a.head_dim; ++i)
+            ASSERT_NEAR(out[static_cast<size_t>(r * a.q_stride + h * a.head_dim + i)],
+                        expected[static_cast<size_t>(i)] / sum, 1e-5)
+                << isa_name(isa) << ", row " << r << ", head " << h;
         }
-      }
     }
+  }
+}
+
+// Whoever shares stretches out among threads gets what attend() gives, to the bit.
+TEST(Attention, StretchesInAnyOrder) {
+  const Attended attended(DType::F16, 2 * kAttentionStretch + 20);
+  const Isa isa = select_isa();
+  AttentionScratch scratch = attended.scratch();
+  std::vector<float> expected(attended.q.size());
+  AttentionHeads a = attended.rows(2 * kAttentionStretch - 3, INT64_MAX);
+  scratch.give_to(a);
+  a.out = expected.data();
+  attend(isa, a);
+  const Stretches stretches = stretches_of(a);
+  ASSERT_EQ(stretches.end - stretches.first, 3);
+  std::vector<std::vector<float>> parts(3, std::vector<float>(attended.q.size()));
+  std::vector<std::vector<SoftmaxSum>> sums(3, std::vector<SoftmaxSum>(static_cast<size_t>(a.rows * a.heads)));
+  for (const size_t stretch : {2, 0, 1}) {
+    a.out = parts[stretch].data();
+    a.sums = sums[stretch].data();
+    attend_stretch(isa, a, stretches.first + static_cast<int64_t>(stretch));
+  }
+  a.out = parts[0].data();
+  a.sums = sums[0].data();
+  for (const size_t stretch : {1, 2}) merge_stretch(a, parts[stretch].data(), sums[stretch].data());
+  EXPECT_EQ(parts[0], expected);
+  EXPECT_EQ(sums[2][0].sum, 0.0f);  // the first row ends before the third stretch
 }
 
 TEST_P(CacheOf, AttentionIsThatOverTheFloatsTheyMean) {
