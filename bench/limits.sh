@@ -21,9 +21,9 @@ for model in "$@"; do
   rm -f "$work"/*.list
   for round in $(seq "$rounds"); do
     bench near --threads "$threads" --prompt 64 --context 64 --repeat 1
-    # Memory's speed drifts from one second to the next: 64 and the long one by turns, in one process
-    bench far --threads "$threads" --prompt 64 --context "64,$long" --repeat 5
-    note context "$(number of_first_context "$work/far" | tail -n 1)" 1
+    # Memory's speed drifts from one second to the next: by turns in one process, a short one on both sides of the long one
+    bench far --threads "$threads" --prompt 64 --context "64,$long,64" --repeat 5
+    number decode_tokens_per_s "$work/far" | awk 'NR > 1 { x[NR - 1] = $1 } END { print 2 * x[2] / (x[1] + x[3]) }' >>"$work/context.list"
     bench one --threads 1 --prompt 128 --context 64 --repeat 5
     bench two --threads 2 --prompt 128 --context 64 --repeat 5
     for what in prefill decode; do note "$what" "$(number ${what}_tokens_per_s "$work/two")" "$(number ${what}_tokens_per_s "$work/one")"; done
@@ -33,7 +33,7 @@ for model in "$@"; do
   done
   printf '%s\n' "$model"
   printf '  decode after %d tokens / after 64        %s    (cache read per token: %s of %s bytes)\n' "$long" "$(median context)" \
-    "$(number cache_bytes_per_token "$work/far" | tail -n 1)" "$(number bytes_per_token "$work/far" | tail -n 1)"
+    "$(number cache_bytes_per_token "$work/far" | sed -n 3p)" "$(number bytes_per_token "$work/far" | sed -n 3p)"
   printf '  2 threads / 1: prefill, decode           %s  %s\n' "$(median prefill)" "$(median decode)"
   printf '  process start to first token, seconds    %s\n' "$(median first)"
   printf '  resident beside the weights read, MB     %s    (peak %s, weights of a token %s)\n' "$(awk -v a="$(number peak_rss_bytes "$work/near")" \
