@@ -53,8 +53,8 @@ void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Us
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};
-    if (source
-            .is_decoded) {  // while this block is met, memory brings what comes after it; other kernels ask themselves
+    if (source.is_decoded) {
+      // While this block is met, memory brings what comes after it; kernels that read the cache itself ask for it.
       for (int64_t byte = 0; byte < n * rows.stride; byte += 64) __builtin_prefetch(rows.data + kAhead + byte);
       source.cache->decode(isa, position, a.kv_head, n, a.decoded);
       rows.data = reinterpret_cast<const uint8_t*>(a.decoded);
