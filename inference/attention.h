@@ -52,8 +52,8 @@ inline int64_t coded_floats(int64_t queries, int64_t head_dim) {
 void attend(Isa isa, const AttentionHeads& a);
 
 // The same by stretches [first, end) of a's positions, in any order and by any thread: `out` and `sums` are that
-// stretch's; of a row that sees nothing of it `out` is not written, and the sum is 0. Then merge() all but the first in
-// their order.
+// stretch's; of a row that sees nothing of it `out` is not written, and the sum is 0. Then merge_stretch() all but the
+// first in their order.
 struct Stretches {
   int64_t first, end;
 };

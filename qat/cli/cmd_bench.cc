@@ -65,9 +65,10 @@ constexpr const char* kJsonKeys = R"(Keys of --json:
   read_bandwidth_gb_per_s   the same threads reading half a gigabyte of memory, between repetitions: the median
   read_bandwidth_share      decode / read; above 1 where a model fits in a cache
   peak_rss_bytes            of the process, mapped weights included
-  contexts    [of each, where there are several: context, decode_tokens_per_s, its _min and _max, decode_seconds, cache_bytes_per_token,
-               bytes_per_token, decode_gb_per_s, read_bandwidth_share, as above, and
-               of_first_context, its speed beside the first context's: the median of the repetitions])";
+  contexts                  [of each, where there are several: context; as above decode_tokens_per_s, its _min and _max,
+                            decode_seconds, cache_bytes_per_token, bytes_per_token, decode_gb_per_s,
+                            read_bandwidth_share; of_first_context, its speed beside the first context's: the median
+                            of the repetitions])";
 
 using Json = nlohmann::ordered_json;
 
