@@ -15,6 +15,7 @@ constexpr int64_t kGroup = kVectorLanes;                                        
 constexpr int64_t kGroupCodes = 32 * kGroup;
 constexpr int64_t kGroupBytes = kGroupCodes + kVector;  // arranged
 static_assert(kGroupBytes * 8 == kGroupCodes * 9);      // arranged_block_bytes
+constexpr int kStreams = 4;                             // rows that are read together
 
 // Scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
 template <int kBytes>
@@ -91,19 +92,22 @@ inline void place_32(const int8_t* codes, int8_t* out) {
     for (int64_t half = 0; half < 2; ++half)
       store16(out + (2 * (b / kParts) + half) * kVector + 16 * (b % kParts), load16(codes + 32 * b + 16 * half));
 }
-template <class Codes>
+// Codes are kMost at the most, activations -128: two neighbours of what two vectors of codes bring to a lane are sums
+// of 16 products.
+constexpr bool fits_words(int most) { return most * 128 * 16 <= INT16_MAX; }
+template <int kMost, class Codes>
 inline Ints sums_32(const int8_t* x, const Codes& codes) {
   const auto sum = [&](int64_t j) {
     Ints low, high;
     codes(j, &low, &high);
     return dot(dot(zero(), low, load(x + 2 * j * kVector)), high, load(x + (2 * j + 1) * kVector));
   };
-  return transposed(sum_parts(sum(0), sum(1), sum(2), sum(3)));
+  return transposed(sum_parts<fits_words(kMost)>(sum(0), sum(1), sum(2), sum(3)));
 }
 struct Blocks32 {
   static void place(const int8_t* codes, int8_t* out) { place_32(codes, out); }
   static Ints sums_of_ones(const int8_t* x) {
-    return sums_32(x, [](int64_t, Ints* low, Ints* high) { *low = *high = splat_byte(1); });
+    return sums_32<1>(x, [](int64_t, Ints* low, Ints* high) { *low = *high = splat_byte(1); });
   }
 };
 
@@ -114,7 +118,7 @@ struct Q4_0 : Blocks32 {
   static Floats scales(const uint8_t* p) { return scales_of_18(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
     const Ints mask = splat_byte(15);
-    return sums_32(x, [&](int64_t j, Ints* low, Ints* high) {
+    return sums_32<15>(x, [&](int64_t j, Ints* low, Ints* high) {
       const Ints bytes = codes_of_18(p, j);
       *low = both(bytes, mask);
       *high = both(shifted_right(bytes, 4), mask);
@@ -129,7 +133,7 @@ struct Q8_0 : Blocks32 {
   static Floats scales(const uint8_t* p) { return scales_of_34(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
     const Ints sign = splat_byte(0x80);
-    return sums_32(x, [&](int64_t j, Ints* low, Ints* high) {
+    return sums_32<255>(x, [&](int64_t j, Ints* low, Ints* high) {
       *low = differing(load_parts(p + j * kParts * kQ8Bytes + 2, kQ8Bytes), sign);
       *high = differing(load_parts(p + j * kParts * kQ8Bytes + 18, kQ8Bytes), sign);
     });
@@ -138,6 +142,7 @@ struct Q8_0 : Blocks32 {
 
 // A block of 64 weights meets two of activations: 16 bytes, of which the first half is one's and the second the
 // other's; element 4 i + j is in bits 2 j of byte i. The j-th of two vectors has block 2 t + j in part t; four planes.
+static_assert(fits_words(3));
 struct Q2_0 {
   static constexpr int64_t kBytes = kGroup / 2 * kQ2Bytes;
   static constexpr int kOffset = 1;
@@ -152,7 +157,7 @@ struct Q2_0 {
       return dot(dot(two, both(shifted_right(bytes, 4), mask), load(planes + 2 * kVector)),
                  both(shifted_right(bytes, 6), mask), load(planes + 3 * kVector));
     };
-    return add_neighbours(sum(0), sum(1));
+    return add_small_neighbours(sum(0), sum(1));
   }
   static Ints sums_of_ones(const int8_t* x) {
     const auto sum = [&](int64_t j) {
@@ -160,7 +165,7 @@ struct Q2_0 {
       for (int64_t i = 0; i < 4; ++i) all = dot(all, splat_byte(1), load(x + (4 * j + i) * kVector));
       return all;
     };
-    return add_neighbours(sum(0), sum(1));
+    return add_small_neighbours(sum(0), sum(1));
   }
   static void place(const int8_t* codes, int8_t* out) {
     for (int64_t b = 0; b < kGroup / 2; ++b)
@@ -195,33 +200,51 @@ inline Floats add_last(const uint8_t* row, const int8_t* x, const float* x_scale
   return add_group<Type>(last, x, load_lanes(x_scales, blocks), sum);
 }
 
-// One row, or two, `stride` apart, which share the loads of the activations.
+// Sums of kRows rows that meet the same activations. One inside the other, because GCC keeps them in registers; a loop
+// over an array of them it would not unroll.
+template <int kRows>
+struct RowSums {
+  Floats sum = splat(0.0f);
+  RowSums<kRows - 1> rest;
+  // use(row, its sum) for rows `stride` apart.
+  template <class Use>
+  void for_each(const uint8_t* row, int64_t stride, const Use& use) {
+    use(row, sum);
+    rest.for_each(row + stride, stride, use);
+  }
+};
+template <>
+struct RowSums<0> {
+  template <class Use>
+  void for_each(const uint8_t*, int64_t, const Use&) {}
+};
+
 template <class Type, int kRows>
-inline void dot_blocks(const uint8_t* row, int64_t stride, const CodedRow& x, int64_t cols, float* y,
+inline void dot_blocks(const uint8_t* rows, int64_t stride, const CodedRow& x, int64_t cols, float* y,
                        int64_t y_stride) {
-  Floats sum0 = splat(0.0f), sum1 = sum0;
+  RowSums<kRows> sums;
   const int8_t* codes = x.codes;
   int64_t k = 0;
-  for (; k + kGroupCodes <= cols; k += kGroupCodes, row += Type::kBytes, codes += kGroupBytes) {
+  for (; k + kGroupCodes <= cols; k += kGroupCodes, rows += Type::kBytes, codes += kGroupBytes) {
     const Floats x_scales = load(x.scales + k / 32);
-    prefetch<Type::kBytes>(row);
-    sum0 = add_group<Type>(row, codes, x_scales, sum0);
-    if (kRows == 1) continue;
-    prefetch<Type::kBytes>(row + stride);
-    sum1 = add_group<Type>(row + stride, codes, x_scales, sum1);
+    sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
+      prefetch<Type::kBytes>(row);
+      sum = add_group<Type>(row, codes, x_scales, sum);
+    });
   }
-  const int64_t rest = (cols - k) / 32;
-  y[0] = sum_lanes(add_last<Type>(row, codes, x.scales + k / 32, rest, sum0));
-  if (kRows == 2) y[y_stride] = sum_lanes(add_last<Type>(row + stride, codes, x.scales + k / 32, rest, sum1));
+  sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
+    *y = sum_lanes(add_last<Type>(row, codes, x.scales + k / 32, (cols - k) / 32, sum));
+    y += y_stride;
+  });
 }
 
-// Two rows that stand far apart: a processor keeps more loads under way of two streams of memory than of one
+// Rows that stand far apart: a processor keeps more loads under way of several streams of memory than of one
 // (bench.cc), and decoding is made of such loads.
 template <class Type>
 void multiply_blocks(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
-  const int64_t half = outputs / 2;
-  for (int64_t o = 0; o < half; ++o) dot_blocks<Type, 2>(w + o * stride, half * stride, x, cols, y + o, half);
-  if (outputs % 2 != 0) dot_blocks<Type, 1>(w + 2 * half * stride, 0, x, cols, y + 2 * half, 0);
+  const int64_t apart = outputs / kStreams;
+  for (int64_t o = 0; o < apart; ++o) dot_blocks<Type, kStreams>(w + o * stride, apart * stride, x, cols, y + o, apart);
+  for (int64_t o = kStreams * apart; o < outputs; ++o) dot_blocks<Type, 1>(w + o * stride, 0, x, cols, y + o, 0);
 }
 
 // ---- Q6_K. Two halves of 128 elements, each four runs of 32; a run is two groups of 16 with a scale of 8 bits each,
@@ -253,34 +276,40 @@ inline void codes_q6_k(const uint8_t* block, int64_t half, Ints (&codes)[4]) {
 }
 #endif
 
-inline float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  const Floats offset = splat(32.0f);
-  Floats sum = splat(0.0f);
-  for (int64_t first = 0; first < cols; first += 256, row += kQ6Bytes) {
-    prefetch<kQ6Bytes>(row);
-    const Floats d = splat(half_at(row + 208));
-    for (int64_t i = 0; i < 256 / (4 * kVector); ++i) {
-      const int64_t k = first + 4 * kVector * i;
-      Ints codes[4];
-      codes_q6_k(row, i, codes);
-      const auto four = [&](int64_t j) { return dot(zero(), codes[j], load(x.codes + k + j * kVector)); };
-      const Ints sums = transposed(sum_parts(four(0), four(1), four(2), four(3)));
-      const Floats excess = multiply(load(x.half_sums + k / 16), offset);
-      const Floats products = multiply_subtract(to_floats(sums), load_twice(x.scales + k / 32), excess);
-      sum = multiply_add(multiply(d, bytes_to_floats(row + 192 + kVectorLanes * i)), products, sum);
-    }
+inline Floats add_q6_k(const uint8_t* block, const CodedRow& x, int64_t first, Floats sum) {
+  const Floats d = splat(half_at(block + 208)), offset = splat(32.0f);
+  for (int64_t i = 0; i < 256 / (4 * kVector); ++i) {
+    const int64_t k = first + 4 * kVector * i;
+    Ints codes[4];
+    codes_q6_k(block, i, codes);
+    const auto four = [&](int64_t j) { return dot(zero(), codes[j], load(x.codes + k + j * kVector)); };
+    const Ints sums = transposed(sum_parts<false>(four(0), four(1), four(2), four(3)));
+    const Floats excess = multiply(load(x.half_sums + k / 16), offset);
+    const Floats products = multiply_subtract(to_floats(sums), load_twice(x.scales + k / 32), excess);
+    sum = multiply_add(multiply(d, bytes_to_floats(block + 192 + kVectorLanes * i)), products, sum);
   }
-  return sum_lanes(sum);
+  return sum;
 }
 
-// From four places in turn.
+template <int kRows>
+inline void dot_q6_k(const uint8_t* rows, int64_t stride, const CodedRow& x, int64_t cols, float* y, int64_t y_stride) {
+  RowSums<kRows> sums;
+  for (int64_t k = 0; k < cols; k += 256, rows += kQ6Bytes)
+    sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
+      prefetch<kQ6Bytes>(row);
+      sum = add_q6_k(row, x, k, sum);
+    });
+  sums.for_each(rows, stride, [&](const uint8_t*, Floats& sum) {
+    *y = sum_lanes(sum);
+    y += y_stride;
+  });
+}
+
 inline void multiply_q6_k(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols,
                           float* y) {
-  constexpr int64_t kStreams = 4;
   const int64_t apart = outputs / kStreams;
-  for (int64_t o = 0; o < apart; ++o)
-    for (int64_t i = o; i < kStreams * apart; i += apart) y[i] = dot_q6_k(w + i * stride, x, cols);
-  for (int64_t o = kStreams * apart; o < outputs; ++o) y[o] = dot_q6_k(w + o * stride, x, cols);
+  for (int64_t o = 0; o < apart; ++o) dot_q6_k<kStreams>(w + o * stride, apart * stride, x, cols, y + o, apart);
+  for (int64_t o = kStreams * apart; o < outputs; ++o) dot_q6_k<1>(w + o * stride, 0, x, cols, y + o, 0);
 }
 
 template <DType type, class Type>

@@ -64,6 +64,10 @@ inline Ints add_neighbours(Ints a, Ints b) {
   const Floats x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
   return add(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
 }
+// The same of lanes that fit 16 bits.
+inline Ints add_small_neighbours(Ints a, Ints b) {
+  return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
+}
 // Lane 4 j + t of v as lane 4 t + j.
 inline Ints transposed(Ints v) {
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
@@ -124,6 +128,9 @@ inline Ints add_neighbours(Ints a, Ints b) {
   const Floats x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
   return add(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
 }
+inline Ints add_small_neighbours(Ints a, Ints b) {
+  return _mm256_madd_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(1));
+}
 // Lane 4 j + t of v as lane 2 t + j.
 inline Ints transposed(Ints v) { return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
 inline int32_t sum_lanes(Ints v) {
@@ -170,13 +177,16 @@ constexpr int64_t kVector = sizeof(Ints);      // bytes
 constexpr int64_t kVectorLanes = kVector / 4;  // of 32 bits
 constexpr int64_t kParts = kVector / 16;
 
-// Lane 4 t + j: the sum of part t of the j-th vector.
+// Lane 4 t + j: the sum of part t of the j-th vector. are_small: two neighbours' sum fits 16 bits.
+template <bool are_small>
 inline Ints sum_parts(Ints a, Ints b, Ints c, Ints d) {
+  if (are_small) return add_small_neighbours(add_small_neighbours(a, b), add_small_neighbours(c, d));
   return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
 }
 
-// How far ahead of its use memory is asked for: the next page, where the hardware's own prefetching ends.
-constexpr int64_t kAhead = 4096;
+// How far ahead of its use memory is asked for. Beyond 2 kB four streams read a tenth to a fifth slower again, at half
+// a kilobyte too.
+constexpr int64_t kAhead = 1536;
 template <int64_t kBytes>
 inline void prefetch(const uint8_t* p) {
   for (int64_t line = 0; line < kBytes; line += 64)
