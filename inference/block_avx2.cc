@@ -10,8 +10,9 @@ namespace {
 
 // BlockQ2_0, BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
 constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;
-// How far ahead of its use memory is asked for: the next page, where the hardware's own prefetching ends.
-constexpr int64_t kAhead = 4096;
+// How far ahead of its use memory is asked for: of rows that are met together as in simd_vnni.h, of those that are met
+// whole, one after the other, beyond the row.
+constexpr int64_t kAhead = 1536, kRowAhead = 4096;
 
 __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -66,7 +67,7 @@ float sum_blocks(const Row& row, const CodedRow& x, int64_t blocks) {
   int64_t b = 0;
   for (; b + 8 <= blocks; b += 8) {
     for (int64_t line = 0; line < Row::kBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(row.scale(b)) + kAhead + line, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(row.scale(b)) + kRowAhead + line, _MM_HINT_T0);
     const __m256 d = _mm256_cvtph_ps(row.halves(b));
     if (Row::kOffset != 0) offsets = _mm256_fmadd_ps(d, _mm256_loadu_ps(x.sums + b), offsets);
     row.add_eight(b, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + b)), &even, &odd);
@@ -191,11 +192,13 @@ void multiply_rows_q4_0(const uint8_t* w, int64_t stride, const CodedRow& x, int
   rows.finish(x, b, blocks, y, y_stride);
 }
 
-// Two rows that stand far apart: two streams of memory (see one_by_one).
+// Rows that stand far apart: streams of memory (see one_by_one).
 void multiply_q4_0(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
-  const int64_t half = outputs / 2, blocks = cols / 32;
-  for (int64_t o = 0; o < half; ++o) multiply_rows_q4_0<2>(w + o * stride, half * stride, x, blocks, y + o, half);
-  if (outputs % 2 != 0) multiply_rows_q4_0<1>(w + 2 * half * stride, stride, x, blocks, y + 2 * half, 1);
+  const int64_t apart = outputs / kStreams, blocks = cols / 32;
+  for (int64_t o = 0; o < apart; ++o)
+    multiply_rows_q4_0<kStreams>(w + o * stride, apart * stride, x, blocks, y + o, apart);
+  for (int64_t o = kStreams * apart; o < outputs; ++o)
+    multiply_rows_q4_0<1>(w + o * stride, stride, x, blocks, y + o, 1);
 }
 
 // What is left of whole eights stays as it is.
@@ -299,7 +302,7 @@ float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, offsets = _mm256_setzero_ps();
   for (int64_t first = 0; first < cols; first += 256, row += kQ6Bytes) {
     for (int64_t line = 0; line < kQ6Bytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(row) + kAhead + line, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(row) + kRowAhead + line, _MM_HINT_T0);
     const __m128i bytes = load16(row + 192);
     const __m256i scales = _mm256_cvtepi8_epi16(bytes);
     const __m256 d = _mm256_set1_ps(half_at(row + 208));
