@@ -10,24 +10,39 @@ namespace {
 
 // BlockQ2_0, BlockQ4_0, BlockQ8_0, BlockQ6_K of format/grid.h
 constexpr int64_t kQ2Bytes = 18, kQ4Bytes = 18, kQ8Bytes = 34, kQ6Bytes = 210;
-// How far ahead of its use memory is asked for: of rows that are met together as in simd_vnni.h, of those that are met
-// whole, one after the other, beyond the row.
-constexpr int64_t kAhead = 1536, kRowAhead = 4096;
+// How far ahead of its use memory is asked for: as in simd_vnni.h.
+constexpr int64_t kAhead = 1536;
 
 __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 float half_at(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | (p[1] << 8))); }
 
-// `outputs` rows by a function of one, from kStreams places in turn: a processor keeps more loads under way of several
-// streams than of one (bench.cc), and decoding is made of such loads.
+// Inlined by force: GCC drops calls of a function that only prefetches.
+[[gnu::always_inline]] inline void ask_for(const uint8_t* p, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead + line, _MM_HINT_T0);
+}
+
+// `outputs` rows, kStreams at a time that stand far apart: a processor keeps more loads under way of several streams
+// than of one (bench.cc), and decoding is made of such loads. Rows<n> has what is summed up of n rows: add(x, k) of the
+// next kCodes columns, from the k-th on; finish(x, k, cols, y, y_stride) what is left of the columns, and the sums.
 constexpr int64_t kStreams = 4;
-template <float (*dot)(const uint8_t* row, const CodedRow& x, int64_t cols)>
-void one_by_one(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+template <class Rows>
+inline void multiply_streams(const uint8_t* w, int64_t stride, const CodedRow& x, int64_t cols, float* y,
+                             int64_t y_stride) {
+  Rows rows(w, stride);
+  int64_t k = 0;
+  for (; k + Rows::kCodes <= cols; k += Rows::kCodes) rows.add(x, k);
+  rows.finish(x, k, cols, y, y_stride);
+}
+template <template <int> class Rows>
+void multiply_rows(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
   const int64_t apart = outputs / kStreams;
   for (int64_t o = 0; o < apart; ++o)
-    for (int64_t i = o; i < kStreams * apart; i += apart) y[i] = dot(w + i * stride, x, cols);
-  for (int64_t o = kStreams * apart; o < outputs; ++o) y[o] = dot(w + o * stride, x, cols);
+    multiply_streams<Rows<kStreams>>(w + o * stride, apart * stride, x, cols, y + o, apart);
+  for (int64_t o = kStreams * apart; o < outputs; ++o)
+    multiply_streams<Rows<1>>(w + o * stride, stride, x, cols, y + o, 1);
 }
 
 // The scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
@@ -56,30 +71,47 @@ __m128i halves_of_4(const uint8_t* p) {
 // Sums of pairs of 16-bit numbers, as floats.
 __m256 pair_sums(__m256i products) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1))); }
 
-// The sum over a row of blocks of 32. Of a type of blocks, Row says: kOffset, what its codes stand above those that
-// they mean; kBytes, those of 8 blocks; scale(b), where block b has its scale; halves(b), the scales of 8 blocks;
-// pairs(b), 16 sums of two products of codes, at most 32512 each; add_eight, 8 blocks' products times their factors, to
-// two sums in turn, as one would wait for its own last addition. Eight at a time because making scales and factors one
-// by one would be half of the work.
-template <class Row>
-float sum_blocks(const Row& row, const CodedRow& x, int64_t blocks) {
+// Rows of blocks of 32. Of a type of blocks, Row says: kOffset, what its codes stand above those that they mean;
+// kBytes, those of 8 blocks; scale(b), where block b has its scale; halves(b), the scales of 8 blocks; pairs(b), 16
+// sums of two products of codes, at most 32512 each; add_eight, 8 blocks' products times their factors, to two sums in
+// turn, as one would wait for its own last addition. Eight at a time because making scales and factors one by one would
+// be half of the work.
+template <class Row, int n>
+struct RowsOf {
+  static constexpr int64_t kCodes = 256;
+  const uint8_t* blocks;
+  RowsOf<Row, n - 1> rest;
   __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps(), offsets = _mm256_setzero_ps();
-  int64_t b = 0;
-  for (; b + 8 <= blocks; b += 8) {
-    for (int64_t line = 0; line < Row::kBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(row.scale(b)) + kRowAhead + line, _MM_HINT_T0);
+
+  RowsOf(const uint8_t* rows, int64_t stride) : blocks(rows), rest(rows + stride, stride) {}
+  void add(const CodedRow& x, int64_t k) {
+    const Row row = {blocks, x.codes};
+    const int64_t b = k / 32;
+    ask_for(row.scale(b), Row::kBytes);
     const __m256 d = _mm256_cvtph_ps(row.halves(b));
     if (Row::kOffset != 0) offsets = _mm256_fmadd_ps(d, _mm256_loadu_ps(x.sums + b), offsets);
     row.add_eight(b, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + b)), &even, &odd);
+    rest.add(x, k);
   }
-  float offset = Row::kOffset != 0 ? sum_lanes(offsets) : 0.0f;
-  for (; b < blocks; ++b) {
-    const float d = half_at(row.scale(b));
-    even = _mm256_fmadd_ps(pair_sums(row.pairs(b)), _mm256_set1_ps(d * x.scales[b]), even);
-    offset += d * x.sums[b];
+  void finish(const CodedRow& x, int64_t k, int64_t cols, float* y, int64_t y_stride) const {
+    const Row row = {blocks, x.codes};
+    float offset = Row::kOffset != 0 ? sum_lanes(offsets) : 0.0f;
+    __m256 sum = even;
+    for (int64_t b = k / 32; b < cols / 32; ++b) {
+      const float d = half_at(row.scale(b));
+      sum = _mm256_fmadd_ps(pair_sums(row.pairs(b)), _mm256_set1_ps(d * x.scales[b]), sum);
+      offset += d * x.sums[b];
+    }
+    *y = sum_lanes(_mm256_add_ps(sum, odd)) - static_cast<float>(Row::kOffset) * offset;
+    rest.finish(x, k, cols, y + y_stride, y_stride);
   }
-  return sum_lanes(_mm256_add_ps(even, odd)) - static_cast<float>(Row::kOffset) * offset;
-}
+};
+template <class Row>
+struct RowsOf<Row, 0> {
+  RowsOf(const uint8_t*, int64_t) {}
+  void add(const CodedRow&, int64_t) {}
+  void finish(const CodedRow&, int64_t, int64_t, float*, int64_t) const {}
+};
 
 // Eight blocks by their pairs.
 template <class Row>
@@ -120,19 +152,18 @@ __m256 q4_scales(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_blend_epi16(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1), 0xaa));
 }
 
-// What has been summed up of n rows. They share the loads of the activations: at this number of instructions a byte,
+// Rows share the loads of the activations: at this number of instructions a byte,
 // loads bind as soon as arithmetic does.
 template <int n>
-struct RowsQ4_0 {
+struct SumsQ4_0 {
   const uint8_t* p;  // the next eight blocks
-  RowsQ4_0<n - 1> rest;
+  SumsQ4_0<n - 1> rest;
   __m256 sum = _mm256_setzero_ps();
   __m256i sum0, sum1;
 
-  RowsQ4_0(const uint8_t* rows, int64_t stride) : p(rows), rest(rows + stride, stride) {}
+  SumsQ4_0(const uint8_t* rows, int64_t stride) : p(rows), rest(rows + stride, stride) {}
   void first(__m256i x0, __m256i x1, __m256i x2, __m256i x3) {
-    for (int64_t line = 0; line < kQ4Eight; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead + line, _MM_HINT_T0);
+    ask_for(p, kQ4Eight);
     const __m256i one = _mm256_set1_epi16(1);
     sum0 = _mm256_packs_epi32(_mm256_madd_epi16(q4_pairs<0>(p, x0, x1), one),
                               _mm256_madd_epi16(q4_pairs<1>(p, x2, x3), one));
@@ -169,8 +200,8 @@ struct RowsQ4_0 {
   }
 };
 template <>
-struct RowsQ4_0<0> {
-  RowsQ4_0(const uint8_t*, int64_t) {}
+struct SumsQ4_0<0> {
+  SumsQ4_0(const uint8_t*, int64_t) {}
   void first(__m256i, __m256i, __m256i, __m256i) {}
   void second(__m256i, __m256i, __m256i, __m256i) {}
   void add(__m256, __m256) {}
@@ -178,28 +209,22 @@ struct RowsQ4_0<0> {
 };
 
 template <int n>
-void multiply_rows_q4_0(const uint8_t* w, int64_t stride, const CodedRow& x, int64_t blocks, float* y,
-                        int64_t y_stride) {
-  RowsQ4_0<n> rows(w, stride);
-  const __m256 eight = _mm256_set1_ps(8.0f);
-  int64_t b = 0;
-  for (; b + 8 <= blocks; b += 8) {
-    const auto codes = [&](int i) { return kept(load32(x.codes + 32 * (b + i))); };
-    rows.first(codes(0), codes(1), codes(2), codes(3));
-    rows.second(codes(4), codes(5), codes(6), codes(7));
-    rows.add(kept(_mm256_loadu_ps(x.scales + b)), _mm256_mul_ps(eight, _mm256_loadu_ps(x.sums + b)));
-  }
-  rows.finish(x, b, blocks, y, y_stride);
-}
+struct RowsQ4_0 {
+  static constexpr int64_t kCodes = 256;
+  SumsQ4_0<n> sums;
 
-// Rows that stand far apart: streams of memory (see one_by_one).
-void multiply_q4_0(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
-  const int64_t apart = outputs / kStreams, blocks = cols / 32;
-  for (int64_t o = 0; o < apart; ++o)
-    multiply_rows_q4_0<kStreams>(w + o * stride, apart * stride, x, blocks, y + o, apart);
-  for (int64_t o = kStreams * apart; o < outputs; ++o)
-    multiply_rows_q4_0<1>(w + o * stride, stride, x, blocks, y + o, 1);
-}
+  RowsQ4_0(const uint8_t* rows, int64_t stride) : sums(rows, stride) {}
+  void add(const CodedRow& x, int64_t k) {
+    const auto codes = [&](int i) { return kept(load32(x.codes + k + 32 * i)); };
+    sums.first(codes(0), codes(1), codes(2), codes(3));
+    sums.second(codes(4), codes(5), codes(6), codes(7));
+    const __m256 x_sums = _mm256_mul_ps(_mm256_set1_ps(8.0f), _mm256_loadu_ps(x.sums + k / 32));
+    sums.add(kept(_mm256_loadu_ps(x.scales + k / 32)), x_sums);
+  }
+  void finish(const CodedRow& x, int64_t k, int64_t cols, float* y, int64_t y_stride) const {
+    sums.finish(x, k / 32, cols / 32, y, y_stride);
+  }
+};
 
 // What is left of whole eights stays as it is.
 void arrange_q4_0(const int8_t* codes, int64_t cols, int8_t* out) {
@@ -227,9 +252,8 @@ struct RowQ8_0 {
   }
 };
 
-float dot_q8_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  return sum_blocks(RowQ8_0{row, x.codes}, x, cols / 32);
-}
+template <int n>
+using RowsQ8_0 = RowsOf<RowQ8_0, n>;
 
 // A block of 64 weights meets two blocks of activations: here a block is half of one. Element 4 i + j is in bits 2 j of
 // byte i: a plane of bits is every fourth element. arrange_q2_0 has put the activations of whole eights plane by plane,
@@ -265,9 +289,8 @@ struct RowQ2_0 {
   }
 };
 
-float dot_q2_0(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  return sum_blocks(RowQ2_0{row, x.codes}, x, cols / 32);
-}
+template <int n>
+using RowsQ2_0 = RowsOf<RowQ2_0, n>;
 
 // out[8 j + i] = codes[4 i + j] in each block of 32; of four blocks, as far as there are eight, the four planes one
 // behind the other.
@@ -295,46 +318,63 @@ void arrange_q2_0(const int8_t* codes, int64_t cols, int8_t* out) {
 // Two halves of 128 elements, each four runs of 32, one block of activations each; a run is two groups of 16 with a
 // scale of 8 bits each. Codes stand 32 above what they mean, 0..63: pairs are at most 2 * 63 * 127 = 16002, and two of
 // them times their scale less than 2^23, exact in a float. What the 32 add is taken off by the sums of 16 activations.
-float dot_q6_k(const uint8_t* row, const CodedRow& x, int64_t cols) {
-  const __m256i low4 = _mm256_set1_epi8(15), top2 = _mm256_set1_epi8(0x30);
-  const __m256i one_scale =
-      _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
-  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, offsets = _mm256_setzero_ps();
-  for (int64_t first = 0; first < cols; first += 256, row += kQ6Bytes) {
-    for (int64_t line = 0; line < kQ6Bytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(row) + kRowAhead + line, _MM_HINT_T0);
-    const __m128i bytes = load16(row + 192);
+template <int n>
+struct RowsQ6_K {
+  static constexpr int64_t kCodes = 256;
+  const uint8_t* block;
+  RowsQ6_K<n - 1> rest;
+  __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps(), offsets = _mm256_setzero_ps();
+
+  RowsQ6_K(const uint8_t* rows, int64_t stride) : block(rows), rest(rows + stride, stride) {}
+  void add(const CodedRow& x, int64_t k) {
+    const __m256i low4 = _mm256_set1_epi8(15), top2 = _mm256_set1_epi8(0x30);
+    const __m256i one_scale = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3,
+                                               2, 3, 2, 3, 2, 3, 2, 3);
+    ask_for(block, kQ6Bytes);
+    const __m128i bytes = load16(block + 192);
     const __m256i scales = _mm256_cvtepi8_epi16(bytes);
-    const __m256 d = _mm256_set1_ps(half_at(row + 208));
+    const __m256 d = _mm256_set1_ps(half_at(block + 208));
     const auto float_scales = [](__m128i eight) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)); };
-    const float* sums = x.half_sums + first / 16;
+    const float* sums = x.half_sums + k / 16;
     const __m256 offset = _mm256_fmadd_ps(float_scales(_mm_srli_si128(bytes, 8)), _mm256_loadu_ps(sums + 8),
                                           _mm256_mul_ps(float_scales(bytes), _mm256_loadu_ps(sums)));
     offsets = _mm256_fmadd_ps(d, offset, offsets);
     alignas(32) float factors[8];
-    _mm256_store_ps(factors, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + first / 32)));
+    _mm256_store_ps(factors, _mm256_mul_ps(d, _mm256_loadu_ps(x.scales + k / 32)));
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m256i ql0 = load32(row + 64 * half), ql1 = load32(row + 64 * half + 32);
-      const __m256i qh = load32(row + 128 + 32 * half);
+      const __m256i ql0 = load32(block + 64 * half), ql1 = load32(block + 64 * half + 32);
+      const __m256i qh = load32(block + 128 + 32 * half);
       const __m256i eight =
           half == 0 ? _mm256_permute2x128_si256(scales, scales, 0x00) : _mm256_permute2x128_si256(scales, scales, 0x11);
-      const auto add = [&](int run, __m256i low, __m256i high) {
+      const auto add_run = [&](int run, __m256i low, __m256i high) {
         const __m256i codes = _mm256_or_si256(_mm256_and_si256(low, low4), _mm256_and_si256(high, top2));
-        const __m256i pairs = _mm256_maddubs_epi16(codes, load32(x.codes + first + 128 * half + 32 * run));
+        const __m256i pairs = _mm256_maddubs_epi16(codes, load32(x.codes + k + 128 * half + 32 * run));
         const __m256i scale =
             _mm256_shuffle_epi8(eight, _mm256_add_epi8(one_scale, _mm256_set1_epi8(static_cast<char>(4 * run))));
         const __m256 factor = _mm256_broadcast_ss(factors + 4 * half + run);
-        sum[run % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, scale)), factor, sum[run % 2]);
+        __m256& sum = run % 2 == 0 ? even : odd;
+        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, scale)), factor, sum);
       };
-      add(0, ql0, _mm256_slli_epi16(qh, 4));
-      add(1, ql1, _mm256_slli_epi16(qh, 2));
-      add(2, _mm256_srli_epi16(ql0, 4), qh);
-      add(3, _mm256_srli_epi16(ql1, 4), _mm256_srli_epi16(qh, 2));
+      add_run(0, ql0, _mm256_slli_epi16(qh, 4));
+      add_run(1, ql1, _mm256_slli_epi16(qh, 2));
+      add_run(2, _mm256_srli_epi16(ql0, 4), qh);
+      add_run(3, _mm256_srli_epi16(ql1, 4), _mm256_srli_epi16(qh, 2));
     }
+    block += kQ6Bytes;
+    rest.add(x, k);
   }
-  return sum_lanes(_mm256_add_ps(sum[0], sum[1])) - 32.0f * sum_lanes(offsets);
-}
+  void finish(const CodedRow& x, int64_t k, int64_t cols, float* y, int64_t y_stride) const {
+    *y = sum_lanes(_mm256_add_ps(even, odd)) - 32.0f * sum_lanes(offsets);
+    rest.finish(x, k, cols, y + y_stride, y_stride);
+  }
+};
+template <>
+struct RowsQ6_K<0> {
+  RowsQ6_K(const uint8_t*, int64_t) {}
+  void add(const CodedRow&, int64_t) {}
+  void finish(const CodedRow&, int64_t, int64_t, float*, int64_t) const {}
+};
 
 // ---- Rounding to 8 bits
 
@@ -444,10 +484,10 @@ void store_sums(const int32_t* sums, int64_t stride, int64_t rows, int64_t outpu
 }  // namespace
 
 const BlockKernel kAvx2BlockKernels[kBlockTypes] = {
-    {DType::Q2_0, Isa::avx2, one_by_one<dot_q2_0>, arrange_q2_0},
-    {DType::Q4_0, Isa::avx2, multiply_q4_0, arrange_q4_0},
-    {DType::Q8_0, Isa::avx2, one_by_one<dot_q8_0>, nullptr},
-    {DType::Q6_K, Isa::avx2, one_by_one<dot_q6_k>, nullptr},
+    {DType::Q2_0, Isa::avx2, multiply_rows<RowsQ2_0>, arrange_q2_0},
+    {DType::Q4_0, Isa::avx2, multiply_rows<RowsQ4_0>, arrange_q4_0},
+    {DType::Q8_0, Isa::avx2, multiply_rows<RowsQ8_0>, nullptr},
+    {DType::Q6_K, Isa::avx2, multiply_rows<RowsQ6_K>, nullptr},
 };
 
 const CodeKernels kAvx2CodeKernels = {Isa::avx2, encode_blocks, encode_static, store_floats, store_sums};
