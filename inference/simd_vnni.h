@@ -184,8 +184,8 @@ inline Ints sum_parts(Ints a, Ints b, Ints c, Ints d) {
   return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
 }
 
-// How far ahead of its use memory is asked for. Beyond 2 kB four streams read a tenth to a fifth slower again, at half
-// a kilobyte too.
+// How far ahead of its use memory is asked for. Of four streams: with 512 bytes, and with 4 kB, which is too early, they
+// read 5 to 20 % slower.
 constexpr int64_t kAhead = 1536;
 template <int64_t kBytes>
 inline void prefetch(const uint8_t* p) {
