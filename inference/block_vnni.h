@@ -92,8 +92,7 @@ inline void place_32(const int8_t* codes, int8_t* out) {
     for (int64_t half = 0; half < 2; ++half)
       store16(out + (2 * (b / kParts) + half) * kVector + 16 * (b % kParts), load16(codes + 32 * b + 16 * half));
 }
-// Codes are kMost at the most, activations -128: two neighbours of what two vectors of codes bring to a lane are sums
-// of 16 products.
+// Two neighbouring lanes, of two vectors of codes 0 ... `most` with activations of 8 bits, come to sums of 16 products.
 constexpr bool fits_words(int most) { return most * 128 * 16 <= INT16_MAX; }
 template <int kMost, class Codes>
 inline Ints sums_32(const int8_t* x, const Codes& codes) {

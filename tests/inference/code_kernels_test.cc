@@ -6,6 +6,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "inference/kernels.h"
 #include "inference/matmul.h"
@@ -150,21 +151,26 @@ TEST_P(CodeKernelsTest, ProductsOfBlocks) {
   }
 }
 
-// The largest codes on both sides: nothing saturates or wraps on the way.
+// The largest codes on both sides: nothing saturates or wraps on the way. Of a type whose scale is an eighth of the
+// largest weight, and has that one's sign, all but the first of a block are its highest code; where all are alike, the
+// lowest.
 TEST_P(CodeKernelsTest, ExtremeCodes) {
   for (const DType type : kBlockTypesTested) {
-    const int64_t cols = 1024, outputs = 5;
-    for (const float sign : {1.0f, -1.0f}) {
-      std::vector<float> values(static_cast<size_t>(outputs * cols), sign);
-      const StoredRows stored(type, values, outputs, cols);
-      decode_rows(type, stored.data(), outputs, cols, values.data());
-      for (const int64_t rows : {1, 16}) {
-        const std::vector<float> x(static_cast<size_t>(rows * cols), 127.0f);
-        for (const float y : multiply(1, x, rows, {type, outputs, cols, stored.data()}))
-          EXPECT_NEAR(y, 127.0f * static_cast<float>(cols) * values[0], 1e-4f * 127.0f * static_cast<float>(cols))
-              << dtype_name(type) << " " << rows;
+    const int64_t cols = 1024, outputs = 9;
+    for (const float sign : {1.0f, -1.0f})
+      for (const float rest : {1.0f, -0.875f}) {
+        std::vector<float> values(static_cast<size_t>(outputs * cols));
+        for (size_t k = 0; k < values.size(); ++k) values[k] = sign * (k % 32 == 0 ? 1.0f : rest);
+        const StoredRows stored(type, values, outputs, cols);
+        decode_rows(type, stored.data(), outputs, cols, values.data());
+        const double sum = std::accumulate(values.begin(), values.begin() + cols, 0.0);
+        for (const int64_t rows : {1, 16})
+          for (const float most : {127.0f, -127.0f}) {
+            const std::vector<float> x(static_cast<size_t>(rows * cols), most);
+            for (const float y : multiply(1, x, rows, {type, outputs, cols, stored.data()}))
+              EXPECT_NEAR(y, static_cast<double>(most) * sum, 1e-4 * 127.0 * cols) << dtype_name(type) << " " << rows;
+          }
       }
-    }
   }
 }
 
