@@ -40,16 +40,17 @@ Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
 }
 
 // How many positions are taken at a time.
-int64_t block_of(const Source& source) {
+int64_t block_of(const AttentionHeads& a, const Source& source) {
   if (source.is_decoded) return kAttentionBlock;
-  return std::max(kAttentionBlock, kBlockBytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
+  const int64_t bytes = a.heads >= 8 ? kBlockBytes / 4 : kBlockBytes;  // kernels meet it once for each four heads
+  return std::max(kAttentionBlock, bytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
 }
 
 // use(rows, the position of the first of them) for all positions that some row of activations sees, in blocks that
-// begin at multiples of block_of(source), wherever the rows begin, so that sums are cut up alike for each.
+// begin at multiples of block_of(a, source), wherever the rows begin, so that sums are cut up alike for each.
 template <class Use>
 void for_blocks(Isa isa, const AttentionHeads& a, const Source& source, const Use& use) {
-  const int64_t end = end_of_seen(a), block = block_of(source);
+  const int64_t end = end_of_seen(a), block = block_of(a, source);
   for (int64_t position = seen_by(a, 0).first, n = 0; position < end; position += n) {
     n = std::min({end - position, block - position % block, source.cache->run(position)});
     CachedRows rows = {source.cache->stored(position, a.kv_head), source.cache->stride(), n, a.head_dim};

@@ -21,6 +21,19 @@ constexpr int64_t kRowsAhead = 8192;
     _mm_prefetch(reinterpret_cast<const char*>(row) + kRowsAhead + line, _MM_HINT_T0);
 }
 
+// Where eight heads or more share rows, their groups of four meet a block one after the other: the first would wait for
+// memory, which the others leave idle. So each asks for its share of the lines of the next block, into the second
+// level.
+struct Share {
+  int64_t ahead = 0, first = 0, step = 64;  // step 64: alone
+};
+template <bool kShares>
+[[gnu::always_inline]] inline void ask_for(const uint8_t* row, int64_t bytes, const Share& share) {
+  if (!kShares) return ask_for(row, bytes);
+  for (int64_t line = share.first; line < bytes; line += share.step)
+    _mm_prefetch(reinterpret_cast<const char*>(row) + share.ahead + line, _MM_HINT_T1);
+}
+
 template <class T>
 inline T load_as(const uint8_t* p) {
   T value;
@@ -138,14 +151,15 @@ template <class Load, int kHeads>
   return whole_sums(quarters[0], quarters[1], quarters[2], quarters[3]);
 }
 
-template <class Load, int kHeads>
-void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride) {
+template <class Load, int kHeads, bool kShares = false>
+void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride,
+                 const Share& share = Share()) {
   const Floats scale = splat(factor);
   const int64_t stride = k.stride;
   const uint8_t* keys = k.data;
   int64_t left = k.count;
   for (; left >= kTile; left -= kTile, keys += kTile * stride, out += kTile) {
-    ask_for(keys, kTile * stride);
+    ask_for<kShares>(keys, kTile * stride, share);
     const uint8_t* const four[] = {keys, keys + stride, keys + 2 * stride, keys + 3 * stride};
     const Floats scores = multiply(score_tile<Load, kHeads>(q, q_stride, four, k.cols), scale);
     _mm_storeu_ps(out, _mm512_castps512_ps128(scores));
@@ -168,8 +182,10 @@ void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k
             int64_t out_stride) {
   if (k.cols % kVectorLanes != 0)
     return kAvx2CacheKernels[kIndex].scores(q, q_stride, heads, k, scale, out, out_stride);
-  for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride)
-    score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);
+  Share share = {k.count * k.stride, 0, heads / 4 * 64};
+  for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride, share.first += 64)
+    if (share.step > 64) score_heads<Load, 4, true>(q, q_stride, k, scale, out, out_stride, share);
+    else score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);
   if (heads >= 2) {
     score_heads<Load, 2>(q, q_stride, k, scale, out, out_stride);
     q += 2 * q_stride;
@@ -240,9 +256,10 @@ void key_scores(const CodedQueries& queries, int64_t heads, const uint8_t* group
 // ---- Weights with values
 
 // kVectors vectors of columns from i on, of kHeads heads.
-template <class Load, int kHeads, int kVectors>
+template <class Load, int kHeads, int kVectors, bool kShares>
 [[gnu::always_inline]] inline void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& v,
-                                               bool add_to, float* out, int64_t out_stride, int64_t i) {
+                                               bool add_to, float* out, int64_t out_stride, int64_t i,
+                                               const Share& share) {
   Floats sums[kHeads][kVectors];
 #pragma GCC unroll 4
   for (int64_t h = 0; h < kHeads; ++h)
@@ -251,7 +268,7 @@ template <class Load, int kHeads, int kVectors>
       sums[h][n] = add_to ? load(out + h * out_stride + i + n * kVectorLanes) : splat(0.0f);
   const uint8_t* row = v.data;
   for (int64_t j = 0; j < v.count; ++j, row += v.stride) {
-    ask_for(row + i / kVectorLanes * Load::kBytes, kVectors * Load::kBytes);
+    ask_for<kShares>(row + i / kVectorLanes * Load::kBytes, kVectors * Load::kBytes, share);
     Floats values[kVectors];
     load_vectors<Load>(row, i, values);
 #pragma GCC unroll 4
@@ -267,14 +284,14 @@ template <class Load, int kHeads, int kVectors>
     for (int64_t n = 0; n < kVectors; ++n) _mm512_storeu_ps(out + h * out_stride + i + n * kVectorLanes, sums[h][n]);
 }
 
-template <class Load, int kHeads>
+template <class Load, int kHeads, bool kShares = false>
 void mix_heads(const float* weights, int64_t weight_stride, const CachedRows& v, bool add_to, float* out,
-               int64_t out_stride) {
+               int64_t out_stride, const Share& share = Share()) {
   int64_t i = 0;
   for (; i + kTile * kVectorLanes <= v.cols; i += kTile * kVectorLanes)
-    mix_columns<Load, kHeads, kTile>(weights, weight_stride, v, add_to, out, out_stride, i);
+    mix_columns<Load, kHeads, kTile, kShares>(weights, weight_stride, v, add_to, out, out_stride, i, share);
   for (; i < v.cols; i += kVectorLanes)
-    mix_columns<Load, kHeads, 1>(weights, weight_stride, v, add_to, out, out_stride, i);
+    mix_columns<Load, kHeads, 1, kShares>(weights, weight_stride, v, add_to, out, out_stride, i, share);
 }
 
 template <class Load, int kIndex>
@@ -282,8 +299,10 @@ void mix(const float* weights, int64_t weight_stride, int64_t heads, const Cache
          int64_t out_stride) {
   if (v.cols % kVectorLanes != 0)
     return kAvx2CacheKernels[kIndex].mix(weights, weight_stride, heads, v, add_to, out, out_stride);
-  for (; heads >= 4; heads -= 4, weights += 4 * weight_stride, out += 4 * out_stride)
-    mix_heads<Load, 4>(weights, weight_stride, v, add_to, out, out_stride);
+  Share share = {v.count * v.stride, 0, heads / 4 * 64};
+  for (; heads >= 4; heads -= 4, weights += 4 * weight_stride, out += 4 * out_stride, share.first += 64)
+    if (share.step > 64) mix_heads<Load, 4, true>(weights, weight_stride, v, add_to, out, out_stride, share);
+    else mix_heads<Load, 4>(weights, weight_stride, v, add_to, out, out_stride);
   if (heads >= 2) {
     mix_heads<Load, 2>(weights, weight_stride, v, add_to, out, out_stride);
     weights += 2 * weight_stride;
