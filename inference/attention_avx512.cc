@@ -25,7 +25,7 @@ constexpr int64_t kRowsAhead = 8192;
 // memory, which the others leave idle. So each asks for its share of the lines of the next block, into the second
 // level.
 struct Share {
-  int64_t ahead = 0, first = 0, step = 64;  // step 64: alone
+  int64_t ahead = 0, first = 0, step = 64;  // bytes: as long as the block; the group's first line; from one to its next
 };
 template <bool kShares>
 [[gnu::always_inline]] inline void ask_for(const uint8_t* row, int64_t bytes, const Share& share) {
@@ -182,7 +182,7 @@ void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k
             int64_t out_stride) {
   if (k.cols % kVectorLanes != 0)
     return kAvx2CacheKernels[kIndex].scores(q, q_stride, heads, k, scale, out, out_stride);
-  Share share = {k.count * k.stride, 0, heads / 4 * 64};
+  Share share = {k.count * k.stride, 0, heads / 4 * 64};  // a step of one line: there is one group
   for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride, share.first += 64)
     if (share.step > 64) score_heads<Load, 4, true>(q, q_stride, k, scale, out, out_stride, share);
     else score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);

@@ -152,8 +152,9 @@ __m256 q4_scales(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_blend_epi16(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1), 0xaa));
 }
 
-// Rows share the loads of the activations: at this number of instructions a byte,
-// loads bind as soon as arithmetic does.
+// What has been summed up of n rows. They share the loads of the activations: at this number of instructions a byte,
+// loads bind as soon as arithmetic does. Two halves of eight blocks, first() and second(), since there are not
+// registers for the activations of all.
 template <int n>
 struct SumsQ4_0 {
   const uint8_t* p;  // the next eight blocks

@@ -94,8 +94,9 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
 
 // Keys and values of two heads at `length` positions, and eight rows of queries.
 struct Attended {
-  static constexpr int64_t kHeads = 3;
-  Attended(DType type, int64_t length) : head_dim(type == DType::Q8_0 ? 32 : 24), stride(kHeads * head_dim + 8) {
+  Attended(DType type, int64_t length) : Attended(type, length, 3, type == DType::Q8_0 ? 32 : 24) {}
+  Attended(DType type, int64_t length, int64_t query_heads, int64_t dim)
+      : heads(query_heads), head_dim(dim), stride(heads * head_dim + 8) {
     Random random(33);
     const float scale = type == DType::I4 ? 0.1f : 1.0f;
     k = type == DType::Q8_0 ? CacheRows::in_groups(2, head_dim, length) : CacheRows(2, head_dim, length, type, scale);
@@ -110,7 +111,7 @@ struct Attended {
     AttentionHeads a;
     a.rows = kAttentionRows;
     a.q_stride = stride;  // further apart than what is used of them
-    a.heads = kHeads;
+    a.heads = heads;
     a.head_dim = head_dim;
     a.k = &k;
     a.v = &v;
@@ -120,9 +121,9 @@ struct Attended {
     return a;
   }
   AttentionScratch scratch() const {
-    return AttentionScratch(kAttentionRows, kHeads, head_dim, stride, kAttentionStretch);
+    return AttentionScratch(kAttentionRows, heads, head_dim, stride, kAttentionStretch);
   }
-  int64_t head_dim, stride;
+  int64_t heads, head_dim, stride;
   CacheRows k, v;
   std::vector<float> q;
 };
@@ -155,6 +156,17 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
   }
 }
 
+// The same of so many heads that they meet smaller blocks, in groups: on both sides of where a block begins.
+TEST(Attention, ARowDoesNotDependOnItsCompanyWithManyHeads) {
+  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I8}) {
+    const Attended attended(type, 530, 9, 64);
+    for (const int64_t window : {int64_t{150}, INT64_MAX})
+      for (const Isa isa : built_isas())
+        for (const int64_t position : {3, 60, 125, 250, 509})
+          if (isa_supported(isa)) expect_rows_together_as_alone(isa, attended, position, window);
+  }
+}
+
 // The same where some rows see more stretches than others, or none of the first: on both sides of where one begins.
 TEST(Attention, ARowDoesNotDependOnItsCompanyWhereAStretchBegins) {
   for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4}) {
@@ -167,8 +179,7 @@ TEST(Attention, ARowDoesNotDependOnItsCompanyWhereAStretchBegins) {
 }
 
 // One softmax over all that a row sees, by the formula, however many stretches that is.
-TEST(Attention, StretchesComeToOneSoftmax) {
-  const Attended attended(DType::F32, 2 * kAttentionStretch + 20);
+void expect_one_softmax(const Attended& attended) {
   for (const Isa isa : built_isas()) {
     if (!isa_supported(isa)) continue;
     for (const int64_t window : {int64_t{40}, INT64_MAX}) {
@@ -200,6 +211,11 @@ TEST(Attention, StretchesComeToOneSoftmax) {
         }
     }
   }
+}
+
+TEST(Attention, StretchesComeToOneSoftmax) {
+  expect_one_softmax(Attended(DType::F32, 2 * kAttentionStretch + 20));
+  expect_one_softmax(Attended(DType::F32, 2 * kAttentionStretch + 20, 9, 64));  // in groups of four
 }
 
 // Whoever shares stretches out among threads gets what attend() gives, to the bit.
