@@ -9,8 +9,9 @@ namespace {
 // Codes and blocks that meet more rows than these (heads counted) are unpacked once; fewer, as they are met.
 constexpr int64_t kFewRows = 8;
 // Bytes of rows, as they are stored, that are taken at a time: what several rows of activations meet one after the
-// other stays in the second level of the cache, and what a block begins with is done seldom.
-constexpr int64_t kBlockBytes = 65536;
+// other stays in the second level of the cache, and what a block begins with is done seldom. Kernels meet it once for
+// each four heads.
+int64_t block_bytes(const AttentionHeads& a) { return a.heads >= 8 ? 16384 : 65536; }
 constexpr int64_t kAhead = 8192;  // bytes
 
 struct Range {
@@ -42,8 +43,7 @@ Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
 // How many positions are taken at a time.
 int64_t block_of(const AttentionHeads& a, const Source& source) {
   if (source.is_decoded) return kAttentionBlock;
-  const int64_t bytes = a.heads >= 8 ? kBlockBytes / 4 : kBlockBytes;  // kernels meet it once for each four heads
-  return std::max(kAttentionBlock, bytes / source.cache->stride() / kAttentionBlock * kAttentionBlock);
+  return std::max(kAttentionBlock, block_bytes(a) / source.cache->stride() / kAttentionBlock * kAttentionBlock);
 }
 
 // use(rows, the position of the first of them) for all positions that some row of activations sees, in blocks that
@@ -96,21 +96,22 @@ CodedQueries code_queries(Isa isa, const AttentionHeads& a) {
   return {codes, scales, sums};
 }
 
-// scores_at(row, position): of the first head, the others' are `span` further on.
+// scores_at(row, position): of the first head, the others' are `span` further on. Several rows meet a block of groups
+// one after the other.
 template <class Scores>
 void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& scores_at) {
   const KeyKernel& kernel = *find_key_kernel(isa);
   const CodedQueries q = code_queries(isa, a);
-  const int64_t blocks = a.head_dim / kCodeBlock;
-  for (int64_t group = seen_by(a, 0).first / kKeyGroup * kKeyGroup; group < end_of_seen(a); group += kKeyGroup) {
-    const uint8_t* keys = a.k->stored(group, a.kv_head);
+  const int64_t blocks = a.head_dim / kCodeBlock, end = end_of_seen(a);
+  const int64_t most = std::max(int64_t{1}, block_bytes(a) / key_group_bytes(a.head_dim)) * kKeyGroup;
+  for (int64_t begin = seen_by(a, 0).first / kKeyGroup * kKeyGroup, n = 0; begin < end; begin += n) {
+    n = std::min({end - begin, most, a.k->run(begin)});
     for (int64_t r = 0; r < a.rows; ++r) {
       const Range seen = seen_by(a, r);
-      const int64_t from = std::max(group, seen.first), to = std::min(group + kKeyGroup, seen.end);
-      const int64_t first = r * a.heads;
+      const int64_t from = std::max(begin, seen.first), to = std::min(begin + n, seen.end), first = r * a.heads;
       const CodedQueries of_row = {q.codes + first * a.head_dim, q.scales + first * blocks, q.sums + first * blocks};
-      if (from < to)
-        kernel.scores(of_row, a.heads, keys, a.head_dim, from - group, to - group, a.scale, scores_at(r, from), span);
+      const KeyGroups keys = {a.k->stored(begin, a.kv_head), a.head_dim, from - begin, to - begin};
+      if (from < to) kernel.scores(of_row, a.heads, keys, a.scale, scores_at(r, from), span);
     }
   }
 }

@@ -200,13 +200,18 @@ __m256 score_eight(const CodedQueries& q, int64_t h, const uint8_t* group, int64
   return total;
 }
 
-void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
-                float scale, float* out, int64_t out_stride) {
-  for (int64_t h = 0; h < heads; ++h, out += out_stride) {
-    float all[kKeyGroup];
-    for (int64_t j = first / 8 * 8; j < last; j += 8)
-      _mm256_storeu_ps(all + j, score_eight(q, h, group, cols, j, scale));
-    __builtin_memcpy(out, all + first, static_cast<size_t>(last - first) * sizeof(float));
+void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
+                int64_t out_stride) {
+  const int64_t bytes = kKeyGroup * (keys.cols + keys.cols / 16);
+  for (int64_t begin = keys.first / 8 * 8; begin < keys.last; begin += 8) {
+    const uint8_t* group = keys.data + begin / kKeyGroup * bytes;
+    ask_for(group + begin % kKeyGroup * bytes / kKeyGroup, bytes / 2);
+    const int64_t from = begin < keys.first ? keys.first : begin, to = begin + 8 < keys.last ? begin + 8 : keys.last;
+    for (int64_t h = 0; h < heads; ++h) {
+      float eight[8];
+      _mm256_storeu_ps(eight, score_eight(q, h, group, keys.cols, begin % kKeyGroup, scale));
+      for (int64_t j = from; j < to; ++j) out[h * out_stride + j - keys.first] = eight[j - begin];
+    }
   }
 }
 

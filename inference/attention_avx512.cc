@@ -230,27 +230,53 @@ template <int kHeads, int kBlocks>
 }
 
 template <int kHeads>
-void score_key_group(CodedQueries& q, const uint8_t* group, int64_t cols, __mmask16 kept, float scale, float*& out,
-                     int64_t out_stride) {
+[[gnu::always_inline]] inline void code_group_scores(const CodedQueries& q, const uint8_t* group, int64_t cols,
+                                                     Floats (&total)[kHeads]) {
   const int64_t blocks = cols / kCodeBlock;
-  Floats total[kHeads];
+  ask_for(group, blocks * kKeyGroup * 2);
+#pragma GCC unroll 4
   for (Floats& sum : total) sum = splat(0.0f);
   int64_t b = 0;
   for (; b + 2 <= blocks; b += 2) add_key_blocks<kHeads, 2>(q, group, cols, b, total);
   if (b < blocks) add_key_blocks<kHeads, 1>(q, group, cols, b, total);
-#pragma GCC unroll 4
-  for (int64_t h = 0; h < kHeads; ++h, out += out_stride)
-    store_lanes(out, __builtin_popcount(kept), _mm512_maskz_compress_ps(kept, multiply(total[h], splat(scale))));
-  q = {q.codes + kHeads * cols, q.scales + kHeads * blocks, q.sums + kHeads * blocks};
 }
 
-void key_scores(const CodedQueries& queries, int64_t heads, const uint8_t* group, int64_t cols, int64_t begin,
-                int64_t end, float scale, float* out, int64_t out_stride) {
-  const auto kept = static_cast<__mmask16>(first(end) & ~((1u << begin) - 1));
+template <int kHeads>
+void score_code_groups(const CodedQueries& q, const KeyGroups& keys, float scale, float* out, int64_t out_stride) {
+  const int64_t cols = keys.cols, bytes = kKeyGroup * (cols + cols / 16);
+  for (int64_t begin = keys.first / kKeyGroup * kKeyGroup; begin < keys.last; begin += kKeyGroup) {
+    Floats total[kHeads];
+    code_group_scores<kHeads>(q, keys.data + begin / kKeyGroup * bytes, cols, total);
+    const int64_t from = begin < keys.first ? keys.first - begin : 0, to = keys.last - begin;
+    float* first_out = out + begin + from - keys.first;
+    if (from == 0 && to >= kKeyGroup) {
+#pragma GCC unroll 4
+      for (int64_t h = 0; h < kHeads; ++h)
+        _mm512_storeu_ps(first_out + h * out_stride, multiply(total[h], splat(scale)));
+      continue;
+    }
+    const auto kept = static_cast<__mmask16>(first(to < kKeyGroup ? to : kKeyGroup) & ~((1u << from) - 1));
+#pragma GCC unroll 4
+    for (int64_t h = 0; h < kHeads; ++h)
+      store_lanes(first_out + h * out_stride, __builtin_popcount(kept),
+                  _mm512_maskz_compress_ps(kept, multiply(total[h], splat(scale))));
+  }
+}
+
+void key_scores(const CodedQueries& queries, int64_t heads, const KeyGroups& keys, float scale, float* out,
+                int64_t out_stride) {
+  const int64_t cols = keys.cols, blocks = cols / kCodeBlock;
   CodedQueries q = queries;
-  for (; heads >= 4; heads -= 4) score_key_group<4>(q, group, cols, kept, scale, out, out_stride);
-  if (heads >= 2) score_key_group<2>(q, group, cols, kept, scale, out, out_stride);
-  if (heads % 2 != 0) score_key_group<1>(q, group, cols, kept, scale, out, out_stride);
+  const auto skip = [&](int64_t n) {
+    q = {q.codes + n * cols, q.scales + n * blocks, q.sums + n * blocks};
+    out += n * out_stride;
+  };
+  for (; heads >= 4; heads -= 4, skip(4)) score_code_groups<4>(q, keys, scale, out, out_stride);
+  if (heads >= 2) {
+    score_code_groups<2>(q, keys, scale, out, out_stride);
+    skip(2);
+  }
+  if (heads % 2 != 0) score_code_groups<1>(q, keys, scale, out, out_stride);
 }
 
 // ---- Weights with values

@@ -206,6 +206,11 @@ const CacheKernel* find_cache_kernel(DType type, Isa isa);  // nullptr: to be de
 // as llama.cpp has it.
 constexpr int64_t kKeyGroup = 16;
 constexpr int64_t key_group_bytes(int64_t cols) { return kKeyGroup * (cols + cols / 16); }
+struct KeyGroups {
+  const uint8_t* data = nullptr;  // the first of consecutive groups
+  int64_t cols = 0;
+  int64_t first = 0, last = 0;  // first <= j < last are met, counted from the first position of that group
+};
 struct CodedQueries {   // of `heads` that share keys
   const int8_t* codes;  // [heads, cols], -127..127
   const float* scales;  // [heads, cols / kCodeBlock]
@@ -213,10 +218,9 @@ struct CodedQueries {   // of `heads` that share keys
 };
 struct KeyKernel {
   Isa isa;
-  // out[h * out_stride + j - first] = scale * q[h] . key[j] for first <= j < last <= kKeyGroup. Nothing else is
-  // written.
-  void (*scores)(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
-                 float scale, float* out, int64_t out_stride);
+  // out[h * out_stride + j - keys.first] = scale * q[h] . key[j]. Nothing else is written.
+  void (*scores)(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
+                 int64_t out_stride);
 };
 Span<const KeyKernel> key_kernels();
 const KeyKernel* find_key_kernel(Isa isa);  // every ISA has one

@@ -147,22 +147,24 @@ void mix(const float* weights, int64_t weight_stride, int64_t heads, const Cache
     }
 }
 
-void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first, int64_t last,
-                float scale, float* out, int64_t out_stride) {
-  const int64_t blocks = cols / kCodeBlock;
-  const auto* keys = reinterpret_cast<const int8_t*>(group + blocks * kKeyGroup * 2);
+void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
+                int64_t out_stride) {
+  const int64_t cols = keys.cols, blocks = cols / kCodeBlock;
   for (int64_t h = 0; h < heads; ++h)
-    for (int64_t j = first; j < last; ++j) {
+    for (int64_t place = keys.first; place < keys.last; ++place) {
+      const uint8_t* group = keys.data + place / kKeyGroup * key_group_bytes(cols);
+      const auto* codes = reinterpret_cast<const int8_t*>(group + blocks * kKeyGroup * 2);
+      const int64_t j = place % kKeyGroup;
       double sum = 0.0;
       for (int64_t b = 0; b < blocks; ++b) {
         uint16_t half;
         std::memcpy(&half, group + (b * kKeyGroup + j) * 2, sizeof half);
         int32_t of_codes = 0;
         for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; ++k)
-          of_codes += q.codes[h * cols + k] * keys[(k / 4 * kKeyGroup + j) * 4 + k % 4];
+          of_codes += q.codes[h * cols + k] * codes[(k / 4 * kKeyGroup + j) * 4 + k % 4];
         sum += static_cast<double>(f16_to_f32(half)) * static_cast<double>(q.scales[h * blocks + b]) * of_codes;
       }
-      out[h * out_stride + j - first] = scale * static_cast<float>(sum);
+      out[h * out_stride + place - keys.first] = scale * static_cast<float>(sum);
     }
 }
 

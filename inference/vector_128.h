@@ -292,9 +292,9 @@ inline void mix(const float* weights, int64_t weight_stride, int64_t heads, cons
   if (heads > 0) mix_heads<1>(weights, weight_stride, v, add, out, out_stride);
 }
 
-// Four positions to a vector.
-inline void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first,
-                       int64_t last, float scale, float* out, int64_t out_stride) {
+// Of a group first <= j < last, four positions to a vector.
+inline void group_scores(const CodedQueries& q, int64_t heads, const uint8_t* group, int64_t cols, int64_t first,
+                         int64_t last, float scale, float* out, int64_t out_stride) {
   constexpr int64_t kVectors = kKeyGroup / 4;
   const int64_t blocks = cols / kCodeBlock;
   const uint8_t* keys = group + blocks * kKeyGroup * 2;
@@ -317,6 +317,16 @@ inline void key_scores(const CodedQueries& q, int64_t heads, const uint8_t* grou
     float all[kKeyGroup];
     for (int64_t v = 0; v < kVectors; ++v) store(all + 4 * v, total[v]);
     for (int64_t j = first; j < last; ++j) out[j - first] = all[j];
+  }
+}
+
+inline void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
+                       int64_t out_stride) {
+  const int64_t bytes = kKeyGroup * (keys.cols + keys.cols / 16);
+  for (int64_t begin = keys.first / kKeyGroup * kKeyGroup; begin < keys.last; begin += kKeyGroup) {
+    const int64_t first = keys.first > begin ? keys.first - begin : 0, rest = keys.last - begin;
+    group_scores(q, heads, keys.data + begin / kKeyGroup * bytes, keys.cols, first, rest < kKeyGroup ? rest : kKeyGroup,
+                 scale, out + begin + first - keys.first, out_stride);
   }
 }
 

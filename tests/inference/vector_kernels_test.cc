@@ -285,24 +285,26 @@ TEST(KeyKernels, AreTheReference) {
             return static_cast<int8_t>(extreme ? (x < 0 ? -127 : 127) : std::max(-127.0f, std::min(127.0f, 127 * x)));
           };
           const int64_t blocks = cols / 32;
-          std::vector<uint8_t> group(static_cast<size_t>(key_group_bytes(cols)));
-          for (int64_t i = 0; i < blocks * kKeyGroup; ++i) {
+          const int64_t bytes = key_group_bytes(cols);
+          std::vector<uint8_t> groups(static_cast<size_t>(3 * bytes));
+          for (uint8_t& byte : groups) byte = static_cast<uint8_t>(code());
+          for (int64_t i = 0; i < 3 * blocks * kKeyGroup; ++i) {
             const uint16_t half = f32_to_f16(random.floats(1)[0]);
-            std::memcpy(group.data() + 2 * i, &half, sizeof half);
+            const int64_t of_group = i / (blocks * kKeyGroup), place = i % (blocks * kKeyGroup);
+            std::memcpy(groups.data() + of_group * bytes + 2 * place, &half, sizeof half);
           }
-          for (size_t i = static_cast<size_t>(2 * blocks * kKeyGroup); i < group.size(); ++i)
-            group[i] = static_cast<uint8_t>(code());
           std::vector<int8_t> codes(static_cast<size_t>(heads * cols));
           std::vector<int32_t> sums(static_cast<size_t>(heads * blocks));
           for (size_t i = 0; i < codes.size(); ++i) sums[i / 32] += codes[i] = code();
           const std::vector<float> scales = random.floats(heads * blocks);
           const CodedQueries q = {codes.data(), scales.data(), sums.data()};
-          for (const int64_t first : {0, 1, 7, 8, 15})
-            for (int64_t last = first + 1; last <= kKeyGroup; last += 4) {
+          for (const int64_t first : {0, 1, 7, 8, 15, 16, 31, 37})
+            for (int64_t last = first + 1; last <= 3 * kKeyGroup; last += 4) {
               const int64_t stride = last - first + 2;
+              const KeyGroups keys = {groups.data(), cols, first, last};
               std::vector<float> expected(static_cast<size_t>(heads * stride), 7.0f), actual(expected);
-              reference.scores(q, heads, group.data(), cols, first, last, 0.3f, expected.data(), stride);
-              kernel.scores(q, heads, group.data(), cols, first, last, 0.3f, actual.data(), stride);
+              reference.scores(q, heads, keys, 0.3f, expected.data(), stride);
+              kernel.scores(q, heads, keys, 0.3f, actual.data(), stride);
               for (size_t i = 0; i < expected.size(); ++i)
                 ASSERT_NEAR(actual[i], expected[i], 0.3f * 127 * 127 * static_cast<float>(cols) * FLT_EPSILON)
                     << isa_name(kernel.isa) << " " << cols << ", " << heads << " heads, " << first << " to " << last;
