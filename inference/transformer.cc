@@ -268,12 +268,31 @@ struct Transformer::Pass {
   struct AttentionParts {
     int64_t group, together, split, parts;  // group: heads to a head of keys; split: parts of such a group
   };
-  // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be.
-  AttentionParts cut_attention(const LayerConfig& layer) const {
+  // All heads that share keys, unless that leaves a thread without work: then as few parts of them as there must be, or
+  // as lets the busiest thread be done first, if a long context gives threads stretches of their own.
+  AttentionParts cut_attention(const LayerConfig& layer) {
     const int64_t group = c.heads / layer.kv_heads, wide = static_cast<int64_t>(ws.groups.size()) * layer.kv_heads;
-    const int64_t wanted = (pool.size() + wide - 1) / wide, together = (group + wanted - 1) / wanted;
-    const int64_t split = (group + together - 1) / together;
-    return {group, together, split, layer.kv_heads * split};
+    const auto cut_in = [&](int64_t wanted) -> AttentionParts {
+      const int64_t together = (group + wanted - 1) / wanted, split = (group + together - 1) / together;
+      return {group, together, split, layer.kv_heads * split};
+    };
+    const int64_t most = (pool.size() + wide - 1) / wide;
+    AttentionParts best = cut_in(most);
+    for (int64_t fewer = most - 1; fewer > 0 && ws.groups.size() == 1; --fewer)
+      if (const AttentionParts cut = cut_in(fewer); longest_share(layer, cut) < longest_share(layer, best)) best = cut;
+    return best;
+  }
+  // What the busiest thread has to do of one group of rows, if they take stretches in turn: its positions, each times
+  // the heads that meet it there, and four heads' time for reading it, unless it is unpacked for each four anyway.
+  int64_t longest_share(const LayerConfig& layer, const AttentionParts& cut) {
+    const AttentionHeads a = attention_part(layer, cut, ws.groups[0], 0);
+    const int64_t seen = std::min(a.window, a.position + a.rows), threads = pool.size();
+    const int64_t whole = cut.parts * (seen / kAttentionStretch), rest = seen % kAttentionStretch;
+    const int64_t idle = threads - whole % threads;  // in the last turn of whole stretches, or all in the next
+    int64_t positions = whole / threads * kAttentionStretch + (cut.parts + idle - 1) / idle * rest;
+    if (whole % threads != 0) positions = std::max(positions, (whole / threads + 1) * kAttentionStretch);
+    const int bits = code_bits(a.k->type());
+    return positions * (cut.together + (bits == 0 || bits == 8 ? 4 : 0));
   }
 
   // Part `index` of a group, without its scratch.
