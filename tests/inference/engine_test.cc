@@ -192,7 +192,7 @@ TEST_P(EngineTest, ThreadsDoNotChangeABit) {
 }
 
 // Threads share the stretches of a long context (attention.h) when a token comes alone, and not with its whole prompt;
-// where all heads share keys, two whole stretches are shared among two threads, and heads among four.
+// of four threads some then take stretches with all heads that share keys rather than heads (cut_attention).
 TEST_P(EngineTest, ThreadsDoNotChangeABitAfterALongContext) {
   const int64_t context = 2 * kAttentionStretch + 3;
   std::vector<float> expected;
