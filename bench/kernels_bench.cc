@@ -1,7 +1,7 @@
 // Speed of every row of the engine's tables of kernels, on one thread, and on all where memory is what counts. Each is
 // held against its oracle before it is timed.
 //   read/THREADS          memory read, nothing done with it: what dot/ can reach at most
-//   dot/TYPE/ISA/THREADS  one row of 8-bit activations with a matrix of 128 MB, which no cache holds: GB/s of weights
+//   dot/TYPE/ISA/THREADS  one row of 8-bit activations with a matrix of 512 MB, which no cache holds: GB/s of weights
 //   cached_dot/TYPE/ISA   the same with 128 kB, which the second level holds: what the instructions cost
 //   panel/TYPE/ISA        512 rows of 8-bit activations with 2048 rows of weights: multiply-adds per second
 //   attention/..., cached_attention/...: see attention_bench.cc
@@ -20,30 +20,35 @@
 #include "format/channel_grid.h"
 #include "format/grid.h"
 #include "inference/bench.h"
+#include "inference/huge_pages.h"
 #include "inference/matmul.h"
 
 namespace qat {
 namespace {
 
 constexpr int64_t kCols = 2048;
+constexpr int64_t kMemoryBytes = int64_t{1} << 29;  // of 128 MB, read again and again, servers' caches keep a part
 
-// Random codes: every bit pattern is one. Scales of blocks are set to 1 / 64.
+// Random codes: every bit pattern is one; after a thousand rows they come again. Scales of blocks are set to 1 / 64.
 struct RandomMatrix {
   RandomMatrix(DType type, int64_t rows)
       : bytes(row_bytes(type, kCols) * static_cast<size_t>(rows)), scales(rows, 0.25f) {
     std::mt19937 random(1);
-    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    const size_t first = std::min(bytes.size(), row_bytes(type, kCols) * 1000);
+    for (size_t i = 0; i < first; ++i) bytes[i] = static_cast<uint8_t>(random());
     const size_t block = dtype_info(type).block_bytes, at = type == DType::Q6_K ? 208 : 0;
-    for (size_t i = 0; code_bits(type) == 0 && i < bytes.size(); i += block) {
+    for (size_t i = 0; code_bits(type) == 0 && i < first; i += block) {
       bytes[i + at] = 0;
       bytes[i + at + 1] = 0x24;
     }
+    for (size_t i = first; i < bytes.size(); i += first)
+      std::copy_n(bytes.begin(), std::min(first, bytes.size() - i), bytes.begin() + static_cast<std::ptrdiff_t>(i));
     matrix = {type, rows, kCols, bytes.data()};
     if (code_bits(type) == 0) return;
     matrix.scales = reinterpret_cast<const uint8_t*>(scales.data());
     matrix.input_scale = 1.0f / 32;
   }
-  std::vector<uint8_t> bytes;
+  HugeVector<uint8_t> bytes;
   std::vector<float> scales;
   Matrix matrix;
 };
@@ -96,15 +101,15 @@ void run(benchmark::State& state, Isa isa, DType type, int64_t outputs, int64_t 
 }
 
 void read_memory(benchmark::State& state, int threads) {
-  constexpr int64_t kBytes = int64_t{1} << 28;
   ThreadPool pool(threads);
   for (auto _ : state)
-    state.SetIterationTime(static_cast<double>(kBytes) / 1e9 / median(measure_read_bandwidth(pool, kBytes, 3)));
-  state.counters["memory"] = benchmark::Counter(static_cast<double>(state.iterations() * kBytes),
+    state.SetIterationTime(static_cast<double>(kMemoryBytes) / 1e9 /
+                           median(measure_read_bandwidth(pool, kMemoryBytes, 3)));
+  state.counters["memory"] = benchmark::Counter(static_cast<double>(state.iterations() * kMemoryBytes),
                                                 benchmark::Counter::kIsRate, benchmark::Counter::kIs1000);
 }
 
-void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = 128000000, int threads = 1) {
+void add(const char* what, Isa isa, DType type, int64_t rows, int64_t bytes = kMemoryBytes, int threads = 1) {
   if (!isa_supported(isa)) return;
   std::string name = std::string(what) + "/" + dtype_name(type) + "/" + isa_name(isa);
   if (rows == 1) name += "/" + std::to_string(threads);
@@ -123,7 +128,7 @@ int main(int argc, char** argv) {
   std::vector<int> thread_counts = {1};
   if (const unsigned all = std::thread::hardware_concurrency(); all > 1) thread_counts.push_back(static_cast<int>(all));
   const auto add_dots = [&](Isa isa, DType type) {
-    for (const int threads : thread_counts) add("dot", isa, type, 1, 128000000, threads);
+    for (const int threads : thread_counts) add("dot", isa, type, 1, kMemoryBytes, threads);
     add("cached_dot", isa, type, 1, 128000);
   };
   for (const int threads : thread_counts) {
