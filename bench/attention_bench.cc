@@ -1,6 +1,6 @@
 // Speed of attention over a cache, which is kernels_bench's row
 //   attention/TYPE/ISA/THREADS         layers of 8 heads of 64 numbers, four queries to each, at 4096 positions; so
-//                                      many that no cache of the processor holds them: 64 of F16 are 540 MB
+//                                      many that no cache of the processor holds their 512 MB
 //   cached_attention/TYPE/ISA          one head of 512 positions again and again: what the instructions cost
 // GB/s of keys and values; each is held against floats before it is timed.
 #include "bench/attention_bench.h"
@@ -19,7 +19,8 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kHeadDim = 64, kKvHeads = 8, kGroup = 4, kLayers = 64;
+constexpr int64_t kHeadDim = 64, kKvHeads = 8, kGroup = 4;
+constexpr int64_t kPositions = 4096, kMemoryBytes = int64_t{1} << 29;
 
 struct CacheOfOneType {
   std::vector<CacheRows> k, v;  // per layer
@@ -82,9 +83,9 @@ struct Attender {
 
 // Against plain loops over what the cache holds. Grouped keys meet queries in 8 bits.
 void verify(Isa isa, DType type) {
-  constexpr int64_t kPositions = 100;
-  const CacheOfOneType cache = make_cache(type, 1, kPositions);
-  Attender fast(kPositions), plain(kPositions);
+  constexpr int64_t kFew = 100;
+  const CacheOfOneType cache = make_cache(type, 1, kFew);
+  Attender fast(kFew), plain(kFew);
   const HugeVector<float>&x = fast.attend_to(isa, cache, 0, 1), &y = plain.attend_to(Isa::scalar, cache, 0, 1);
   double error = 0.0, size = 0.0;
   for (size_t i = 0; i < x.size(); ++i) {
@@ -122,9 +123,11 @@ void add_attention_benchmarks(const std::vector<int>& thread_counts) {
     const DType type = kernel.type;
     if (isa == Isa::scalar || !isa_supported(isa)) continue;
     const std::string name = std::string("attention/") + dtype_name(type) + "/" + isa_name(isa);
+    const auto layer = static_cast<int64_t>(row_bytes(type, kHeadDim)) * kKvHeads * kPositions * 2;  // bytes
+    const int64_t layers = kMemoryBytes / layer;
     for (const int threads : thread_counts)
       benchmark::RegisterBenchmark((name + "/" + std::to_string(threads)).c_str(),
-                                   [=](benchmark::State& state) { run(state, isa, type, kLayers, 4096, threads); })
+                                   [=](benchmark::State& state) { run(state, isa, type, layers, kPositions, threads); })
           ->Unit(benchmark::kMicrosecond)
           ->UseRealTime();
     benchmark::RegisterBenchmark(("cached_" + name).c_str(),

@@ -102,15 +102,15 @@ template <class Scores>
 void score_groups(Isa isa, const AttentionHeads& a, int64_t span, const Scores& scores_at) {
   const KeyKernel& kernel = *find_key_kernel(isa);
   const CodedQueries q = code_queries(isa, a);
-  const int64_t blocks = a.head_dim / kCodeBlock, end = end_of_seen(a);
-  const int64_t most = std::max(int64_t{1}, block_bytes(a) / key_group_bytes(a.head_dim)) * kKeyGroup;
+  const int64_t blocks = a.head_dim / kCodeBlock, bytes = key_group_bytes(a.head_dim), end = end_of_seen(a);
+  const int64_t most = std::max(int64_t{1}, block_bytes(a) / bytes) * kKeyGroup;
   for (int64_t begin = seen_by(a, 0).first / kKeyGroup * kKeyGroup, n = 0; begin < end; begin += n) {
     n = std::min({end - begin, most, a.k->run(begin)});
     for (int64_t r = 0; r < a.rows; ++r) {
       const Range seen = seen_by(a, r);
       const int64_t from = std::max(begin, seen.first), to = std::min(begin + n, seen.end), first = r * a.heads;
       const CodedQueries of_row = {q.codes + first * a.head_dim, q.scales + first * blocks, q.sums + first * blocks};
-      const KeyGroups keys = {a.k->stored(begin, a.kv_head), a.head_dim, from - begin, to - begin};
+      const KeyGroups keys = {a.k->stored(begin, a.kv_head), bytes, a.head_dim, from - begin, to - begin};
       if (from < to) kernel.scores(of_row, a.heads, keys, a.scale, scores_at(r, from), span);
     }
   }

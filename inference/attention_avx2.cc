@@ -202,10 +202,9 @@ __m256 score_eight(const CodedQueries& q, int64_t h, const uint8_t* group, int64
 
 void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
                 int64_t out_stride) {
-  const int64_t bytes = kKeyGroup * (keys.cols + keys.cols / 16);
   for (int64_t begin = keys.first / 8 * 8; begin < keys.last; begin += 8) {
-    const uint8_t* group = keys.data + begin / kKeyGroup * bytes;
-    ask_for(group + begin % kKeyGroup * bytes / kKeyGroup, bytes / 2);
+    const uint8_t* group = keys.data + begin / kKeyGroup * keys.stride;
+    ask_for(group + begin % kKeyGroup * keys.stride / kKeyGroup, keys.stride / 2);
     const int64_t from = begin < keys.first ? keys.first : begin, to = begin + 8 < keys.last ? begin + 8 : keys.last;
     for (int64_t h = 0; h < heads; ++h) {
       float eight[8];

@@ -243,10 +243,9 @@ template <int kHeads>
 
 template <int kHeads>
 void score_code_groups(const CodedQueries& q, const KeyGroups& keys, float scale, float* out, int64_t out_stride) {
-  const int64_t cols = keys.cols, bytes = kKeyGroup * (cols + cols / 16);
   for (int64_t begin = keys.first / kKeyGroup * kKeyGroup; begin < keys.last; begin += kKeyGroup) {
     Floats total[kHeads];
-    code_group_scores<kHeads>(q, keys.data + begin / kKeyGroup * bytes, cols, total);
+    code_group_scores<kHeads>(q, keys.data + begin / kKeyGroup * keys.stride, keys.cols, total);
     const int64_t from = begin < keys.first ? keys.first - begin : 0, to = keys.last - begin;
     float* first_out = out + begin + from - keys.first;
     if (from == 0 && to >= kKeyGroup) {

@@ -207,7 +207,8 @@ const CacheKernel* find_cache_kernel(DType type, Isa isa);  // nullptr: to be de
 constexpr int64_t kKeyGroup = 16;
 constexpr int64_t key_group_bytes(int64_t cols) { return kKeyGroup * (cols + cols / 16); }
 struct KeyGroups {
-  const uint8_t* data = nullptr;  // the first of consecutive groups
+  const uint8_t* data = nullptr;  // group g at data + g * stride
+  int64_t stride = 0;             // bytes: key_group_bytes(cols)
   int64_t cols = 0;
   int64_t first = 0, last = 0;  // first <= j < last are met, counted from the first position of that group
 };

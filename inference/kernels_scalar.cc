@@ -152,7 +152,7 @@ void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, flo
   const int64_t cols = keys.cols, blocks = cols / kCodeBlock;
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t place = keys.first; place < keys.last; ++place) {
-      const uint8_t* group = keys.data + place / kKeyGroup * key_group_bytes(cols);
+      const uint8_t* group = keys.data + place / kKeyGroup * keys.stride;
       const auto* codes = reinterpret_cast<const int8_t*>(group + blocks * kKeyGroup * 2);
       const int64_t j = place % kKeyGroup;
       double sum = 0.0;

@@ -322,11 +322,10 @@ inline void group_scores(const CodedQueries& q, int64_t heads, const uint8_t* gr
 
 inline void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
                        int64_t out_stride) {
-  const int64_t bytes = kKeyGroup * (keys.cols + keys.cols / 16);
   for (int64_t begin = keys.first / kKeyGroup * kKeyGroup; begin < keys.last; begin += kKeyGroup) {
     const int64_t first = keys.first > begin ? keys.first - begin : 0, rest = keys.last - begin;
-    group_scores(q, heads, keys.data + begin / kKeyGroup * bytes, keys.cols, first, rest < kKeyGroup ? rest : kKeyGroup,
-                 scale, out + begin + first - keys.first, out_stride);
+    group_scores(q, heads, keys.data + begin / kKeyGroup * keys.stride, keys.cols, first,
+                 rest < kKeyGroup ? rest : kKeyGroup, scale, out + begin + first - keys.first, out_stride);
   }
 }
 

@@ -301,7 +301,7 @@ TEST(KeyKernels, AreTheReference) {
           for (const int64_t first : {0, 1, 7, 8, 15, 16, 31, 37})
             for (int64_t last = first + 1; last <= 3 * kKeyGroup; last += 4) {
               const int64_t stride = last - first + 2;
-              const KeyGroups keys = {groups.data(), cols, first, last};
+              const KeyGroups keys = {groups.data(), bytes, cols, first, last};
               std::vector<float> expected(static_cast<size_t>(heads * stride), 7.0f), actual(expected);
               reference.scores(q, heads, keys, 0.3f, expected.data(), stride);
               kernel.scores(q, heads, keys, 0.3f, actual.data(), stride);
