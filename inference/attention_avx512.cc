@@ -12,13 +12,16 @@ namespace {
 constexpr int64_t kTile = 4;  // keys, heads or vectors
 
 // How far ahead of their use rows are asked for, a few lines with each tile: where a page ends the hardware's own
-// prefetching starts anew, and a tile has too many instructions for the processor to see beyond it. Inlined whatever
-// the compiler thinks of it: GCC takes a function that only prefetches for one without effect, and drops its calls.
-constexpr int64_t kRowsAhead = 8192;
+// prefetching starts anew, and a tile has too many instructions for the processor to see beyond it. Of each page one
+// line earlier still (simd_vnni.h): a long context in half floats is decoded 8 % faster so. Inlined whatever the
+// compiler thinks of it: GCC takes a function that only prefetches for one without effect, and drops its calls.
+constexpr int64_t kRowsAhead = 8192, kRowPagesAhead = 11264;
 [[gnu::always_inline]] inline void ask_for(const uint8_t* row, int64_t bytes) {
+  const char* p = reinterpret_cast<const char*>(row);
 #pragma GCC unroll 4
-  for (int64_t line = 0; line < bytes; line += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(row) + kRowsAhead + line, _MM_HINT_T0);
+  for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(p + kRowsAhead + line, _MM_HINT_T0);
+  for (int64_t page = -reinterpret_cast<intptr_t>(row) & (kPage - 1); page < bytes; page += kPage)
+    _mm_prefetch(p + kRowPagesAhead + page, _MM_HINT_T0);
 }
 
 // Where eight heads or more share rows, their groups of four meet a block one after the other: the first would wait for

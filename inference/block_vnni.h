@@ -15,7 +15,13 @@ constexpr int64_t kGroup = kVectorLanes;                                        
 constexpr int64_t kGroupCodes = 32 * kGroup;
 constexpr int64_t kGroupBytes = kGroupCodes + kVector;  // arranged
 static_assert(kGroupBytes * 8 == kGroupCodes * 9);      // arranged_block_bytes
-constexpr int kStreams = 4;                             // rows that are read together
+
+// With vectors of 64 bytes decoding takes 10 to 14 % less so of a file of Q4_0 that is mapped, 5 of Q8_0.
+#if defined(__AVX512VNNI__)
+constexpr Reading kTwoStreams = {2, 3072, 6144}, kOneStream = {1, 3072, 6144};
+#else
+constexpr Reading kTwoStreams = kFourStreams, kOneStream = kFourStreams;
+#endif
 
 // Scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
 template <int kBytes>
@@ -82,7 +88,7 @@ inline Floats scales_of_18_twice(const uint8_t* p) {
 inline Floats scales_of_34(const uint8_t* p) { return _mm256_cvtph_ps(halves_of_8<34>(p)); }
 #endif
 
-// What a type says of a group: kBytes, of weights; kOffset; scales; sums, of its unsigned codes with the arranged ones
+// What a type says of a group: kBytes, of weights; kReading; kOffset; scales; sums, of its unsigned codes with the arranged ones
 // of the activations; sums_of_ones, the same if all were 1; place, the arranging.
 
 // Blocks that meet a block of activations each. The j-th of four vectors has a block in each part: 16 codes of it, and
@@ -113,6 +119,7 @@ struct Blocks32 {
 // Elements 0..15 in the low nibbles, 16..31 in the high ones.
 struct Q4_0 : Blocks32 {
   static constexpr int64_t kBytes = kGroup * kQ4Bytes;
+  static constexpr Reading kReading = kTwoStreams;
   static constexpr int kOffset = 8;
   static Floats scales(const uint8_t* p) { return scales_of_18(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
@@ -128,6 +135,7 @@ struct Q4_0 : Blocks32 {
 // Signed bytes, made unsigned.
 struct Q8_0 : Blocks32 {
   static constexpr int64_t kBytes = kGroup * kQ8Bytes;
+  static constexpr Reading kReading = kOneStream;
   static constexpr int kOffset = 128;
   static Floats scales(const uint8_t* p) { return scales_of_34(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
@@ -144,6 +152,7 @@ struct Q8_0 : Blocks32 {
 static_assert(fits_words(3));
 struct Q2_0 {
   static constexpr int64_t kBytes = kGroup / 2 * kQ2Bytes;
+  static constexpr Reading kReading = kFourStreams;
   static constexpr int kOffset = 1;
   static Floats scales(const uint8_t* p) { return scales_of_18_twice(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
@@ -227,7 +236,7 @@ inline void dot_blocks(const uint8_t* rows, int64_t stride, const CodedRow& x, i
   for (; k + kGroupCodes <= cols; k += kGroupCodes, rows += Type::kBytes, codes += kGroupBytes) {
     const Floats x_scales = load(x.scales + k / 32);
     sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
-      prefetch<Type::kBytes>(row);
+      prefetch<Type::kBytes>(row, Type::kReading);
       sum = add_group<Type>(row, codes, x_scales, sum);
     });
   }
@@ -237,10 +246,9 @@ inline void dot_blocks(const uint8_t* rows, int64_t stride, const CodedRow& x, i
   });
 }
 
-// Rows that stand far apart: a processor keeps more loads under way of several streams of memory than of one
-// (bench.cc), and decoding is made of such loads.
 template <class Type>
 void multiply_blocks(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols, float* y) {
+  constexpr int kStreams = Type::kReading.streams;
   const int64_t apart = outputs / kStreams;
   for (int64_t o = 0; o < apart; ++o) dot_blocks<Type, kStreams>(w + o * stride, apart * stride, x, cols, y + o, apart);
   for (int64_t o = kStreams * apart; o < outputs; ++o) dot_blocks<Type, 1>(w + o * stride, 0, x, cols, y + o, 0);
@@ -295,7 +303,7 @@ inline void dot_q6_k(const uint8_t* rows, int64_t stride, const CodedRow& x, int
   RowSums<kRows> sums;
   for (int64_t k = 0; k < cols; k += 256, rows += kQ6Bytes)
     sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
-      prefetch<kQ6Bytes>(row);
+      prefetch<kQ6Bytes>(row, kTwoStreams);
       sum = add_q6_k(row, x, k, sum);
     });
   sums.for_each(rows, stride, [&](const uint8_t*, Floats& sum) {
@@ -306,6 +314,7 @@ inline void dot_q6_k(const uint8_t* rows, int64_t stride, const CodedRow& x, int
 
 inline void multiply_q6_k(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols,
                           float* y) {
+  constexpr int kStreams = kTwoStreams.streams;
   const int64_t apart = outputs / kStreams;
   for (int64_t o = 0; o < apart; ++o) dot_q6_k<kStreams>(w + o * stride, apart * stride, x, cols, y + o, apart);
   for (int64_t o = kStreams * apart; o < outputs; ++o) dot_q6_k<1>(w + o * stride, 0, x, cols, y + o, 0);

@@ -109,12 +109,11 @@ inline void multiply_rows(const uint8_t* w, int64_t w_stride, const int8_t* x, i
   all.store(sums, stride);
 }
 
-// The rows that are multiplied together stand far apart: a processor keeps more loads under way of several streams of
-// memory than of one (bench.cc).
+// The rows that are multiplied together stand far apart.
 template <int bits, int kRows>
 inline void multiply_all(const uint8_t* w, int64_t w_stride, int64_t outputs, const int8_t* x, int64_t cols,
                          int32_t* sums) {
-  constexpr int kTogether = 4 / kRows;
+  constexpr int kTogether = kFourStreams.streams / kRows;
   const int64_t apart = outputs / kTogether;
   for (int64_t o = 0; o < apart; ++o)
     multiply_rows<bits, kTogether, kRows>(w + o * w_stride, apart * w_stride, x, cols, sums + o * kRows, apart * kRows);
