@@ -88,8 +88,8 @@ inline Floats scales_of_18_twice(const uint8_t* p) {
 inline Floats scales_of_34(const uint8_t* p) { return _mm256_cvtph_ps(halves_of_8<34>(p)); }
 #endif
 
-// What a type says of a group: kBytes, of weights; kReading; kOffset; scales; sums, of its unsigned codes with the arranged ones
-// of the activations; sums_of_ones, the same if all were 1; place, the arranging.
+// What a type says of a group: kBytes, of weights; kReading; kOffset; scales; sums, of its unsigned codes with the
+// arranged ones of the activations; sums_of_ones, the same if all were 1; place, the arranging.
 
 // Blocks that meet a block of activations each. The j-th of four vectors has a block in each part: 16 codes of it, and
 // as many in a second vector.
