@@ -16,11 +16,11 @@ constexpr int64_t kGroupCodes = 32 * kGroup;
 constexpr int64_t kGroupBytes = kGroupCodes + kVector;  // arranged
 static_assert(kGroupBytes * 8 == kGroupCodes * 9);      // arranged_block_bytes
 
-// With vectors of 64 bytes decoding takes 10 to 14 % less so of a file of Q4_0 that is mapped, 5 of Q8_0.
+// Beside four streams a token of a mapped file takes 8 to 14 % less time in Q4_0, 5 % less in Q8_0.
 #if defined(__AVX512VNNI__)
-constexpr Reading kTwoStreams = {2, 3072, 6144}, kOneStream = {1, 3072, 6144};
+constexpr Reading kReadingQ4 = {2, 3072, 6144}, kReadingQ6 = kReadingQ4, kReadingQ8 = {1, 3072, 6144};
 #else
-constexpr Reading kTwoStreams = kFourStreams, kOneStream = kFourStreams;
+constexpr Reading kReadingQ4 = kFourStreams, kReadingQ6 = kFourStreams, kReadingQ8 = kFourStreams;
 #endif
 
 // Scales of 16 bits of 8 blocks, `bytes` apart: word i of what is loaded 2 i bytes before the i-th.
@@ -119,7 +119,7 @@ struct Blocks32 {
 // Elements 0..15 in the low nibbles, 16..31 in the high ones.
 struct Q4_0 : Blocks32 {
   static constexpr int64_t kBytes = kGroup * kQ4Bytes;
-  static constexpr Reading kReading = kTwoStreams;
+  static constexpr Reading kReading = kReadingQ4;
   static constexpr int kOffset = 8;
   static Floats scales(const uint8_t* p) { return scales_of_18(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
@@ -135,7 +135,7 @@ struct Q4_0 : Blocks32 {
 // Signed bytes, made unsigned.
 struct Q8_0 : Blocks32 {
   static constexpr int64_t kBytes = kGroup * kQ8Bytes;
-  static constexpr Reading kReading = kOneStream;
+  static constexpr Reading kReading = kReadingQ8;
   static constexpr int kOffset = 128;
   static Floats scales(const uint8_t* p) { return scales_of_34(p); }
   static Ints sums(const uint8_t* p, const int8_t* x) {
@@ -303,7 +303,7 @@ inline void dot_q6_k(const uint8_t* rows, int64_t stride, const CodedRow& x, int
   RowSums<kRows> sums;
   for (int64_t k = 0; k < cols; k += 256, rows += kQ6Bytes)
     sums.for_each(rows, stride, [&](const uint8_t* row, Floats& sum) {
-      prefetch<kQ6Bytes>(row, kTwoStreams);
+      prefetch<kQ6Bytes>(row, kReadingQ6);
       sum = add_q6_k(row, x, k, sum);
     });
   sums.for_each(rows, stride, [&](const uint8_t*, Floats& sum) {
@@ -314,7 +314,7 @@ inline void dot_q6_k(const uint8_t* rows, int64_t stride, const CodedRow& x, int
 
 inline void multiply_q6_k(const uint8_t* w, int64_t stride, int64_t outputs, const CodedRow& x, int64_t cols,
                           float* y) {
-  constexpr int kStreams = kTwoStreams.streams;
+  constexpr int kStreams = kReadingQ6.streams;
   const int64_t apart = outputs / kStreams;
   for (int64_t o = 0; o < apart; ++o) dot_q6_k<kStreams>(w + o * stride, apart * stride, x, cols, y + o, apart);
   for (int64_t o = kStreams * apart; o < outputs; ++o) dot_q6_k<1>(w + o * stride, 0, x, cols, y + o, 0);
