@@ -21,14 +21,30 @@ namespace {
 
 constexpr int64_t kPieceWords = int64_t{1} << 17;  // a megabyte: what a thread takes at a time
 
-// Four streams keep more loads under way than one: 24 GB/s for one thread of a server where a single stream has 16, and
-// as much as with wider registers or more streams. Eight sums that do not wait for each other.
-uint64_t sum_piece(const uint64_t* words) {
+// Eight sums that do not wait for each other.
+void add_line(const uint64_t* words, uint64_t (&sums)[8]) {
+  for (int64_t j = 0; j < 8; ++j) sums[j] += words[j];
+}
+
+// What a processor reads fastest by depends on it. Four streams keep more loads under way than one: 24 GB/s for one
+// thread of a server where a single stream has 16, and as much as with wider registers or more streams.
+uint64_t sum_streams(const uint64_t* words) {
   constexpr int64_t kStreams = 4, kStream = kPieceWords / kStreams;
   uint64_t sums[8] = {};
   for (int64_t i = 0; i < kStream; i += 8)
-    for (int64_t stream = 0; stream < kStreams; ++stream)
-      for (int64_t j = 0; j < 8; ++j) sums[j] += words[stream * kStream + i + j];
+    for (int64_t stream = 0; stream < kStreams; ++stream) add_line(words + stream * kStream + i, sums);
+  return std::accumulate(std::begin(sums), std::end(sums), uint64_t{0});
+}
+// One stream, asked for 4 kB ahead, and one line of each page 16 kB ahead: 60 GB/s for two threads of Zen 5 in a
+// virtual machine where it has 43 without that line (simd_vnni.h).
+uint64_t sum_pages(const uint64_t* words) {
+  constexpr int64_t kAhead = 512, kPage = 512, kPageAhead = 2048;  // words
+  uint64_t sums[8] = {};
+  for (int64_t i = 0; i < kPieceWords; i += 8) {
+    __builtin_prefetch(words + i + kAhead);
+    if (i % kPage == 0) __builtin_prefetch(words + i + kPageAhead, 0, 2);
+    add_line(words + i, sums);
+  }
   return std::accumulate(std::begin(sums), std::end(sums), uint64_t{0});
 }
 
@@ -142,17 +158,18 @@ std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int6
   QAT_CHECK(pieces > 0 && passes > 0);
   // Written to: pages never written are all the same one.
   const HugeVector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
-  std::vector<double> speeds;
-  for (int64_t i = 0; i < passes; ++i) {
-    std::atomic<uint64_t> sum{0};
-    const double seconds = seconds_of([&] {
-      pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t piece = begin; piece < end; ++piece) sum += sum_piece(words.data() + piece * kPieceWords);
+  std::vector<double> speeds(static_cast<size_t>(passes), 0.0);
+  for (double& speed : speeds)
+    for (const auto sum_piece : {sum_streams, sum_pages}) {
+      std::atomic<uint64_t> sum{0};
+      const double seconds = seconds_of([&] {
+        pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
+          for (int64_t piece = begin; piece < end; ++piece) sum += sum_piece(words.data() + piece * kPieceWords);
+        });
       });
-    });
-    QAT_CHECK(sum == words.size());  // every word was read, in every pass
-    speeds.push_back(static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
-  }
+      QAT_CHECK(sum == words.size());  // every word was read, in every pass
+      speed = std::max(speed, static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
+    }
   return speeds;
 }
 

@@ -13,7 +13,8 @@
 namespace qat {
 
 // GB/s (1e9 bytes) at which the pool's threads together read memory, of each of `passes` over a buffer of `bytes`, at
-// least a megabyte. It is memory that is measured only when the buffer is much larger than every cache.
+// least a megabyte, by the faster of two ways. It is memory that is measured only when the buffer is much larger than
+// every cache.
 std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t passes);
 
 double median(std::vector<double> values);  // of at least one
