@@ -242,14 +242,20 @@ struct MixSums<0, kVectors> {
   void store(float*, int64_t) const {}
 };
 
+// Rows are met once for each few columns, of which accumulators stand in registers, so they are taken by so many bytes
+// at a time, which with as many of the next ones stay in the first level. Memory would rest while a pass meets them
+// again: each pass asks for its share of the next ones, `step` bytes with each row.
+constexpr int64_t kMixedBytes = 8192;
+
 template <class Load, int kHeads, int kVectors>
-void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& rows, bool add, float* out,
-                 int64_t out_stride, int64_t i) {
+[[gnu::always_inline]] inline void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& rows,
+                                               bool add, float* out, int64_t out_stride, int64_t i, const uint8_t* next,
+                                               int64_t step) {
   MixSums<kHeads, kVectors> sums;
   if (add) sums.load(out + i, out_stride);
   const uint8_t* row = rows.data;
-  for (int64_t j = 0; j < rows.count; ++j, row += rows.stride) {
-    ask_for(row + i / 8 * Load::kBytes, kVectors * Load::kBytes);
+  for (int64_t j = 0; j < rows.count; ++j, row += rows.stride, next += step) {
+    _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
     Lanes<kVectors> values;
     values.fill([&](int64_t vector) { return kept(Load::load(row, i + 8 * vector)); });
     sums.add(weights + j, weight_stride, values);
@@ -271,12 +277,20 @@ template <class Load, int kHeads>
 void mix_heads(const float* weights, int64_t weight_stride, const CachedRows& v, bool add, float* out,
                int64_t out_stride) {
   constexpr int kVectors = kHeads == 4 ? 2 : 4;
-  int64_t i = 0;
-  for (; i + 8 * kVectors <= v.cols; i += 8 * kVectors)
-    mix_columns<Load, kHeads, kVectors>(weights, weight_stride, v, add, out, out_stride, i);
-  for (; i + 8 <= v.cols; i += 8) mix_columns<Load, kHeads, 1>(weights, weight_stride, v, add, out, out_stride, i);
-  for (int64_t h = 0; i < v.cols && h < kHeads; ++h)
-    mix_rest(weights + h * weight_stride, v, add, out + h * out_stride, i);
+  const int64_t most = v.stride < kMixedBytes ? kMixedBytes / v.stride : 1, step = v.stride * 8 * kVectors / v.cols;
+  for (int64_t first = 0; first < v.count; first += most, add = true) {
+    const CachedRows rows = {v.data + first * v.stride, v.stride, v.count - first < most ? v.count - first : most,
+                             v.cols};
+    const float* of_rows = weights + first;
+    const uint8_t* next = rows.data + most * v.stride;
+    int64_t i = 0;
+    for (; i + 8 * kVectors <= v.cols; i += 8 * kVectors, next += most * step)
+      mix_columns<Load, kHeads, kVectors>(of_rows, weight_stride, rows, add, out, out_stride, i, next, step);
+    for (; i + 8 <= v.cols; i += 8)
+      mix_columns<Load, kHeads, 1>(of_rows, weight_stride, rows, add, out, out_stride, i, next, 0);
+    for (int64_t h = 0; i < v.cols && h < kHeads; ++h)
+      mix_rest(of_rows + h * weight_stride, rows, add, out + h * out_stride, i);
+  }
 }
 
 template <class Load>
