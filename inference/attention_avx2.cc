@@ -48,11 +48,13 @@ struct Floats16 {
 struct BlocksQ8_0 {
   static constexpr int64_t kBytes = 8;  // beside the scale
   static constexpr float kUnit = 1.0f;
+  static __m256 scale(const uint8_t* block) { return _mm256_cvtph_ps(_mm_set1_epi16(load_as<int16_t>(block))); }
+  static __m256 codes(const uint8_t* eight) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight))));
+  }
   static __m256 load(const uint8_t* row, int64_t i) {
     const uint8_t* block = row + i / 32 * 34;
-    const __m256 scale = _mm256_cvtph_ps(_mm_set1_epi16(load_as<int16_t>(block)));
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 + i % 32));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
+    return _mm256_mul_ps(codes(block + 2 + i % 32), scale(block));
   }
 };
 struct Codes8 {
@@ -84,6 +86,31 @@ struct Codes2 {
     return top_bits(_mm256_sllv_epi32(eight, places), static_cast<int>(0xc0000000u));
   }
 };
+
+// Neighbouring vectors of a row, from a multiple of all their columns on.
+template <class Load, int kVectors>
+[[gnu::always_inline]] inline Lanes<kVectors> load_vectors(const uint8_t* row, int64_t i) {
+  Lanes<kVectors> values;
+  values.fill([&](int64_t n) { return kept(Load::load(row, i + 8 * n)); });
+  return values;
+}
+// They share a scale: 2 and 4 vectors are half a block and one.
+template <int kVectors>
+[[gnu::always_inline]] inline Lanes<kVectors> load_of_block(const uint8_t* row, int64_t i) {
+  const uint8_t* block = row + i / 32 * 34;
+  const __m256 scale = BlocksQ8_0::scale(block);
+  Lanes<kVectors> values;
+  values.fill([&](int64_t n) { return kept(_mm256_mul_ps(BlocksQ8_0::codes(block + 2 + i % 32 + 8 * n), scale)); });
+  return values;
+}
+template <>
+[[gnu::always_inline]] inline Lanes<2> load_vectors<BlocksQ8_0, 2>(const uint8_t* row, int64_t i) {
+  return load_of_block<2>(row, i);
+}
+template <>
+[[gnu::always_inline]] inline Lanes<4> load_vectors<BlocksQ8_0, 4>(const uint8_t* row, int64_t i) {
+  return load_of_block<4>(row, i);
+}
 
 // ---- Queries with keys
 
@@ -176,42 +203,67 @@ void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k
   if (heads % 2 != 0) score_heads<Load, 1>(q, q_stride, k, scale, out, out_stride);
 }
 
-// Of keys in groups: of h, 8 positions from j on. Codes are at most 127, so that neither |key| * (query with the key's
-// sign) nor a sum of two of them leaves its bits: 2 * 127 * 127 < 2^15.
-__m256 score_eight(const CodedQueries& q, int64_t h, const uint8_t* group, int64_t cols, int64_t j, float scale) {
+// Of keys in groups: the scores of kHeads heads with 8 positions from j on. Codes are at most 127, so that neither
+// |key| * (query with the key's sign) nor a sum of two of them leaves its bits: 2 * 127 * 127 < 2^15.
+template <int kHeads>
+[[gnu::always_inline]] inline void score_eight(const CodedQueries& q, int64_t first_head, const uint8_t* group,
+                                               int64_t cols, int64_t j, float scale, __m256 (&totals)[kHeads]) {
   const int64_t blocks = cols / kCodeBlock;
   const uint8_t* keys = group + blocks * kKeyGroup * 2 + 4 * j;
+  const int8_t* codes = q.codes + first_head * cols;
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256 total = _mm256_setzero_ps();
+  for (__m256& total : totals) total = _mm256_setzero_ps();
   for (int64_t b = 0; b < blocks; ++b) {
-    __m256i sum = _mm256_setzero_si256();
+    __m256i sums[kHeads];
+    for (__m256i& sum : sums) sum = _mm256_setzero_si256();
     for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; k += 4) {
-      const auto* codes = reinterpret_cast<const uint8_t*>(q.codes + h * cols + k);
-      const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + k * kKeyGroup));
-      const __m256i query = _mm256_sign_epi8(_mm256_set1_epi32(load_as<int32_t>(codes)), key);
-      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(key), query);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+      const __m256i key = kept(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + k * kKeyGroup)));
+      const __m256i size = kept(_mm256_abs_epi8(key));
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const auto* four = reinterpret_cast<const uint8_t*>(codes + h * cols + k);
+        const __m256i query = _mm256_sign_epi8(_mm256_set1_epi32(load_as<int32_t>(four)), key);
+        sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(_mm256_maddubs_epi16(size, query), ones));
+      }
     }
     const auto* halves = reinterpret_cast<const __m128i*>(group + (b * kKeyGroup + j) * 2);
-    const __m256 unit = _mm256_set1_ps(q.scales[h * blocks + b] * scale);
-    const __m256 scales = _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128(halves)), unit);
-    total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scales, total);
+    const __m256 of_keys = _mm256_cvtph_ps(_mm_loadu_si128(halves));
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const __m256 unit = _mm256_set1_ps(q.scales[(first_head + h) * blocks + b] * scale);
+      totals[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[h]), _mm256_mul_ps(of_keys, unit), totals[h]);
+    }
   }
-  return total;
+}
+
+template <int kHeads>
+void key_scores_of(const CodedQueries& q, int64_t head, const KeyGroups& keys, float scale, float* out,
+                   int64_t out_stride) {
+  for (int64_t begin = keys.first / 8 * 8; begin < keys.last; begin += 8) {
+    const uint8_t* group = keys.data + begin / kKeyGroup * keys.stride;
+    ask_for(group + begin % kKeyGroup * keys.stride / kKeyGroup, keys.stride / 2);
+    __m256 totals[kHeads];
+    score_eight(q, head, group, keys.cols, begin % kKeyGroup, scale, totals);
+    const int64_t at = begin - keys.first;  // may be negative
+    if (at >= 0 && begin + 8 <= keys.last) {
+      for (int h = 0; h < kHeads; ++h) _mm256_storeu_ps(out + h * out_stride + at, totals[h]);
+      continue;
+    }
+    const int64_t from = at < 0 ? -at : 0;
+    const int64_t to = begin + 8 < keys.last ? 8 : keys.last - begin;
+    for (int h = 0; h < kHeads; ++h) {
+      float eight[8];
+      _mm256_storeu_ps(eight, totals[h]);
+      for (int64_t j = from; j < to; ++j) out[h * out_stride + at + j] = eight[j];
+    }
+  }
 }
 
 void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
                 int64_t out_stride) {
-  for (int64_t begin = keys.first / 8 * 8; begin < keys.last; begin += 8) {
-    const uint8_t* group = keys.data + begin / kKeyGroup * keys.stride;
-    ask_for(group + begin % kKeyGroup * keys.stride / kKeyGroup, keys.stride / 2);
-    const int64_t from = begin < keys.first ? keys.first : begin, to = begin + 8 < keys.last ? begin + 8 : keys.last;
-    for (int64_t h = 0; h < heads; ++h) {
-      float eight[8];
-      _mm256_storeu_ps(eight, score_eight(q, h, group, keys.cols, begin % kKeyGroup, scale));
-      for (int64_t j = from; j < to; ++j) out[h * out_stride + j - keys.first] = eight[j - begin];
-    }
-  }
+  int64_t h = 0;
+  for (; h + 4 <= heads; h += 4) key_scores_of<4>(q, h, keys, scale, out + h * out_stride, out_stride);
+  for (; h < heads; ++h) key_scores_of<1>(q, h, keys, scale, out + h * out_stride, out_stride);
 }
 
 // ---- Weights with values
@@ -256,9 +308,7 @@ template <class Load, int kHeads, int kVectors>
   const uint8_t* row = rows.data;
   for (int64_t j = 0; j < rows.count; ++j, row += rows.stride, next += step) {
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-    Lanes<kVectors> values;
-    values.fill([&](int64_t vector) { return kept(Load::load(row, i + 8 * vector)); });
-    sums.add(weights + j, weight_stride, values);
+    sums.add(weights + j, weight_stride, load_vectors<Load, kVectors>(row, i));
   }
   sums.store(out + i, out_stride);
 }
