@@ -27,18 +27,16 @@ T load_as(const uint8_t* p) {
   return value;
 }
 
-// Eight numbers of a row, of kBytes, from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to
+// Eight numbers of a row from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to
 // the top of their lanes, the rest of which is cleared; they are stored as code + half their range, which is two's
 // complement but for the highest bit.
 struct Floats32 {
-  static constexpr int64_t kBytes = 32;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * i));
   }
 };
 struct Floats16 {
-  static constexpr int64_t kBytes = 16;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i)));
@@ -46,7 +44,6 @@ struct Floats16 {
 };
 // Blocks of 32 codes after their scale (BlockQ8_0 of format/grid.h).
 struct BlocksQ8_0 {
-  static constexpr int64_t kBytes = 8;  // beside the scale
   static constexpr float kUnit = 1.0f;
   static __m256 scale(const uint8_t* block) { return _mm256_cvtph_ps(_mm_set1_epi16(load_as<int16_t>(block))); }
   static __m256 codes(const uint8_t* eight) {
@@ -58,7 +55,6 @@ struct BlocksQ8_0 {
   }
 };
 struct Codes8 {
-  static constexpr int64_t kBytes = 8;
   static constexpr float kUnit = 1.0f;
   static __m256 load(const uint8_t* row, int64_t i) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i))));
@@ -69,7 +65,6 @@ __m256 top_bits(__m256i shifted, int mask) {
   return _mm256_cvtepi32_ps(_mm256_xor_si256(_mm256_and_si256(shifted, _mm256_set1_epi32(mask)), sign));
 }
 struct Codes4 {
-  static constexpr int64_t kBytes = 4;
   static constexpr float kUnit = 0x1p28f;
   static __m256 load(const uint8_t* row, int64_t i) {
     const __m256i eight = _mm256_set1_epi32(load_as<int32_t>(row + i / 2));
@@ -78,7 +73,6 @@ struct Codes4 {
   }
 };
 struct Codes2 {
-  static constexpr int64_t kBytes = 2;
   static constexpr float kUnit = 0x1p30f;
   static __m256 load(const uint8_t* row, int64_t i) {
     const __m256i eight = _mm256_set1_epi16(load_as<int16_t>(row + i / 4));
@@ -87,29 +81,20 @@ struct Codes2 {
   }
 };
 
-// Neighbouring vectors of a row, from a multiple of all their columns on.
-template <class Load, int kVectors>
-[[gnu::always_inline]] inline Lanes<kVectors> load_vectors(const uint8_t* row, int64_t i) {
+// Neighbouring vectors of a row, from a multiple of all their columns on; 1, 2 or 4 of Q8_0 so share a block's scale.
+template <int kVectors, class Load>
+[[gnu::always_inline]] inline Lanes<kVectors> load_vectors(Load, const uint8_t* row, int64_t i) {
   Lanes<kVectors> values;
   values.fill([&](int64_t n) { return kept(Load::load(row, i + 8 * n)); });
   return values;
 }
-// They share a scale: 2 and 4 vectors are half a block and one.
 template <int kVectors>
-[[gnu::always_inline]] inline Lanes<kVectors> load_of_block(const uint8_t* row, int64_t i) {
+[[gnu::always_inline]] inline Lanes<kVectors> load_vectors(BlocksQ8_0, const uint8_t* row, int64_t i) {
   const uint8_t* block = row + i / 32 * 34;
   const __m256 scale = BlocksQ8_0::scale(block);
   Lanes<kVectors> values;
   values.fill([&](int64_t n) { return kept(_mm256_mul_ps(BlocksQ8_0::codes(block + 2 + i % 32 + 8 * n), scale)); });
   return values;
-}
-template <>
-[[gnu::always_inline]] inline Lanes<2> load_vectors<BlocksQ8_0, 2>(const uint8_t* row, int64_t i) {
-  return load_of_block<2>(row, i);
-}
-template <>
-[[gnu::always_inline]] inline Lanes<4> load_vectors<BlocksQ8_0, 4>(const uint8_t* row, int64_t i) {
-  return load_of_block<4>(row, i);
 }
 
 // ---- Queries with keys
@@ -261,9 +246,12 @@ void key_scores_of(const CodedQueries& q, int64_t head, const KeyGroups& keys, f
 
 void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, float scale, float* out,
                 int64_t out_stride) {
-  int64_t h = 0;
-  for (; h + 4 <= heads; h += 4) key_scores_of<4>(q, h, keys, scale, out + h * out_stride, out_stride);
-  for (; h < heads; ++h) key_scores_of<1>(q, h, keys, scale, out + h * out_stride, out_stride);
+  const int64_t fours = heads / 4 * 4;
+  for (int64_t h = 0; h < fours; h += 4) key_scores_of<4>(q, h, keys, scale, out + h * out_stride, out_stride);
+  out += fours * out_stride;
+  if (heads % 4 == 3) key_scores_of<3>(q, fours, keys, scale, out, out_stride);
+  if (heads % 4 == 2) key_scores_of<2>(q, fours, keys, scale, out, out_stride);
+  if (heads % 4 == 1) key_scores_of<1>(q, fours, keys, scale, out, out_stride);
 }
 
 // ---- Weights with values
@@ -308,7 +296,7 @@ template <class Load, int kHeads, int kVectors>
   const uint8_t* row = rows.data;
   for (int64_t j = 0; j < rows.count; ++j, row += rows.stride, next += step) {
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-    sums.add(weights + j, weight_stride, load_vectors<Load, kVectors>(row, i));
+    sums.add(weights + j, weight_stride, load_vectors<kVectors>(Load(), row, i));
   }
   sums.store(out + i, out_stride);
 }

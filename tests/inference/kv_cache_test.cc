@@ -322,7 +322,7 @@ TEST(KeyGroups, AttentionIsThatOverTheFloatsTheyMean) {
     float_k.store(position, row_k.data());
     float_v.store(position, row_v.data());
   }
-  for (const int64_t heads : {1, 3, 4, 7}) {
+  for (const int64_t heads : {1, 2, 3, 4, 6, 7}) {
     const std::vector<float> q = random.floats(heads * head_dim, 2.0f);
     for (const int64_t count : {1, 15, 16, 17, 33, 50})
       for (int64_t first = length - slots; first + count <= length; first += 7) {
