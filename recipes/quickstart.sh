@@ -63,8 +63,9 @@ labels=("float (F32)" "Q4_0, PTQ" "Q4_0, QAT" "mobile, PTQ" "mobile, QAT")
 printf '%-26s %12s %12s %12s %10s\n' model 'size (bytes)' perplexity 'mean KLD' 'same top'
 for i in "${!files[@]}"; do
   json=$dir/${files[$i]}.json
-  printf '%-26s %12d %12.4f %12.5f %9.2f%%\n' "${labels[$i]}" "$(size "$dir/${files[$i]}")" "$(value perplexity "$json")" \
-    "$(value mean_kld "$json")" "$(awk -v x="$(value same_top "$json")" 'BEGIN { print 100 * x }')"
+  kld=$(printf '%.5f' "$(value mean_kld "$json")")
+  printf '%-26s %12d %12.4f %12s %9.2f%%\n' "${labels[$i]}" "$(size "$dir/${files[$i]}")" "$(value perplexity "$json")" \
+    "${kld/#-0.00000/0.00000}" "$(awk -v x="$(value same_top "$json")" 'BEGIN { print 100 * x }')"
 done
 echo
 echo "For llama.cpp: $dir/float.gguf, $dir/ptq.gguf, $dir/qat.gguf, $dir/mobile-qat.gguf (the mobile model, its weights bit for bit)"
