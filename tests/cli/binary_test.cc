@@ -23,7 +23,7 @@ TEST(Binary, LinksNoLibTorch) {
 }
 
 TEST(Binary, HelpAnswersInFiftyMilliseconds) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef QAT_SANITIZED
   GTEST_SKIP() << "needs a build without sanitizers: they take their time to start";
 #endif
   const Workplace place;

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Fuzzes every parser: tests/fuzz/run.sh [SECONDS each, default 60 [SEED]]. What a run found stays in build-fuzz/corpus, so that
-# the next goes on from there; an input that crashes is left in build-fuzz/crashes. Without a seed every run tries other
+# Fuzzes every parser: tests/fuzz/run.sh [SECONDS each, default 60 [SEED]]. What a run found stays in build-asan/corpus, so that
+# the next goes on from there; an input that crashes is left in build-asan/crashes. Without a seed every run tries other
 # inputs; with one (1 in .ci/run, from an empty corpus) the same ones in the same order, so that a change is judged by itself.
 # Needs clang with libFuzzer.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
 seed=${2:-0}  # libFuzzer: 0 is the clock
-build=build-fuzz
+build=build-asan
 
-cmake --preset fuzz >/dev/null
+cmake --preset asan-ubsan >/dev/null
 targets=$(sed -n 's/^foreach(name \(.*\))$/\1/p' tests/fuzz/CMakeLists.txt)
 # shellcheck disable=SC2086  # a list of words
 cmake --build "$build" --target fuzz_seeds $(printf 'fuzz_%s ' $targets)

@@ -7,7 +7,7 @@
 
 #include "tests/train/trainer_fixture.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef QAT_SANITIZED
 #define QAT_SANITIZED true
 #else
 #define QAT_SANITIZED false
