@@ -9,6 +9,7 @@
 
 #include "inference/code_unpack_avx2.h"
 #include "inference/kernels_isa.h"
+#include "inference/lanes_avx2.h"
 
 namespace qat {
 namespace {
@@ -32,28 +33,38 @@ struct Tile {
   __m256i a0, a1, a2, a3, b0, b1, b2, b3;
 };
 
-// `steps` times four columns of the four rows of bytes from w on.
+// kept: GCC would add all products of an unrolled loop before the sums, and has no registers for so many.
+__attribute__((always_inline)) inline void add_pairs(__m256i& sum, __m256i w, __m256i x) {
+  sum = kept(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)));
+}
+
+// Four columns of the four rows of bytes from w on.
+template <int n>
+__attribute__((always_inline)) inline void add_step(Tile& t, const int8_t* x, const uint8_t* w) {
+  const __m256i x0 = kept(load32(x)), x1 = n == 2 ? kept(load32(x + 32)) : x0;
+  const __m256i w0 = four_codes(w), w1 = four_codes(w + kCodeDepth);
+  const __m256i w2 = four_codes(w + 2 * kCodeDepth), w3 = four_codes(w + 3 * kCodeDepth);
+  add_pairs(t.a0, w0, x0);
+  if (n == 2) add_pairs(t.b0, w0, x1);
+  add_pairs(t.a1, w1, x0);
+  if (n == 2) add_pairs(t.b1, w1, x1);
+  add_pairs(t.a2, w2, x0);
+  if (n == 2) add_pairs(t.b2, w2, x1);
+  add_pairs(t.a3, w3, x0);
+  if (n == 2) add_pairs(t.b3, w3, x1);
+}
+
+// `steps` times four columns.
 template <int n>
 __attribute__((always_inline)) inline Tile multiply_tile(int64_t steps, const int8_t* x, const uint8_t* w) {
   const __m256i zero = _mm256_setzero_si256();
-  __m256i a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
-  // Unrolled in full, GCC 12 computes all products first and keeps them on the stack.
-#pragma GCC unroll 2
-  for (int64_t i = 0; i < steps; ++i, x += 32 * n, w += 4) {
-    const __m256i x0 = load32(x), x1 = load32(n == 2 ? x + 32 : x);
-    const __m256i w0 = four_codes(w), w1 = four_codes(w + kCodeDepth);
-    const __m256i w2 = four_codes(w + 2 * kCodeDepth), w3 = four_codes(w + 3 * kCodeDepth);
-    a0 = _mm256_add_epi16(a0, _mm256_maddubs_epi16(w0, x0));
-    a1 = _mm256_add_epi16(a1, _mm256_maddubs_epi16(w1, x0));
-    a2 = _mm256_add_epi16(a2, _mm256_maddubs_epi16(w2, x0));
-    a3 = _mm256_add_epi16(a3, _mm256_maddubs_epi16(w3, x0));
-    if (n == 1) continue;
-    b0 = _mm256_add_epi16(b0, _mm256_maddubs_epi16(w0, x1));
-    b1 = _mm256_add_epi16(b1, _mm256_maddubs_epi16(w1, x1));
-    b2 = _mm256_add_epi16(b2, _mm256_maddubs_epi16(w2, x1));
-    b3 = _mm256_add_epi16(b3, _mm256_maddubs_epi16(w3, x1));
+  Tile t = {zero, zero, zero, zero, zero, zero, zero, zero};
+  for (; steps >= 8; steps -= 8, x += 8 * 32 * n, w += 8 * 4) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < 8; ++i) add_step<n>(t, x + 32 * n * i, w + 4 * i);
   }
-  return {a0, a1, a2, a3, b0, b1, b2, b3};
+  for (int64_t i = 0; i < steps; ++i) add_step<n>(t, x + 32 * n * i, w + 4 * i);
+  return t;
 }
 
 __m256i wide(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
@@ -135,11 +146,14 @@ void multiply_rows(const CodePanel& x, int64_t cols, const uint8_t* codes, int64
   constexpr int64_t kRows = 4 / kPlanes;
   const int64_t steps = (cols + 3) / 4;
   for (int64_t o = 0; o < outputs; o += kRows) {
-    for (int64_t i = 0; i < steps; i += kSteps) {
-      const Tile t = multiply_tile<n>(steps - i < kSteps ? steps - i : kSteps, x.codes + 32 * n * i, codes + 4 * i);
+    const auto add = [&](int64_t i, int64_t count) {
+      const Tile t = multiply_tile<n>(count, x.codes + 32 * n * i, codes + 4 * i);
       add_sums<kPlanes>(t.a0, t.a1, t.a2, t.a3, sums, stride);
       if (n == 2) add_sums<kPlanes>(t.b0, t.b1, t.b2, t.b3, sums + 8, stride);
-    }
+    };
+    int64_t i = 0;
+    for (; i + kSteps <= steps; i += kSteps) add(i, kSteps);  // without a loop where kSteps is 8
+    if (i < steps) add(i, steps - i);
     codes += 4 * kCodeDepth;
     sums += kRows * stride;
   }
