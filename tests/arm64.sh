@@ -32,5 +32,6 @@ run() {
   done
   grep -E '^\[  (PASSED|SKIPPED) .*tests?[.,]' "$log"
 }
-run max neon i8mm
+run max neon i8mm &
 run neoverse-n1 neon
+wait $!
