@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of everything but the trainer under AddressSanitizer and UndefinedBehaviorSanitizer, two processes at a time.
+# The tests of everything but the trainer under AddressSanitizer and UndefinedBehaviorSanitizer, one process a core.
 # usage: tests/sanitized.sh. Needs clang (cmake/setup.sh --fuzz). Logs are in build-asan/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ tests=(test_cli test_inference test_format export_test test_recipe)
 cmake --preset asan-ubsan >/dev/null
 cmake --build "$build" --target "${tests[@]}"
 
-# A test program's tests are dealt to so many processes; the longest begin first.
+# A test program's tests are dealt to so many processes; the program that takes longest begins.
 shards=4
 run_shard() {
   local log=$build/$1.$2.log

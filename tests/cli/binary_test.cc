@@ -23,9 +23,7 @@ TEST(Binary, LinksNoLibTorch) {
 }
 
 TEST(Binary, HelpAnswersInFiftyMilliseconds) {
-#ifdef QAT_SANITIZED
-  GTEST_SKIP() << "needs a build without sanitizers: they take their time to start";
-#endif
+  if (QAT_SANITIZED) GTEST_SKIP() << "needs a build without sanitizers: they take their time to start";
   const Workplace place;
   const std::string command = std::string(QAT_BINARY) + " --help > /dev/null";
   std::vector<double> milliseconds;

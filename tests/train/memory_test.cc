@@ -7,12 +7,6 @@
 
 #include "tests/train/trainer_fixture.h"
 
-#ifdef QAT_SANITIZED
-#define QAT_SANITIZED true
-#else
-#define QAT_SANITIZED false
-#endif
-
 namespace qat {
 namespace {
 
