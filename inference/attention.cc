@@ -30,12 +30,14 @@ struct Source {
   float scale;      // of what the kernel makes of them
 };
 bool is_float(DType type) { return type == DType::F32 || type == DType::F16; }
+// Columns that rows must be whole multiples of to be met as they are stored.
+int64_t columns_of(DType type) { return type == DType::F32 ? 1 : type == DType::I4 ? kPairedCodes : 8; }
 
 Source source_of(Isa isa, const AttentionHeads& a, const CacheRows& cache) {
   const DType type = cache.type();
   const CacheKernel* kernel = find_cache_kernel(type, isa);
-  const bool is_decoded = kernel == nullptr || (!is_float(type) && a.rows * a.heads > kFewRows) ||
-                          (type != DType::F32 && a.head_dim % 8 != 0);
+  const bool is_decoded =
+      kernel == nullptr || (!is_float(type) && a.rows * a.heads > kFewRows) || a.head_dim % columns_of(type) != 0;
   if (is_decoded) kernel = find_cache_kernel(DType::F32, isa);
   return {&cache, kernel, is_decoded, cache.scale() / kernel->unit};
 }

@@ -1,9 +1,9 @@
 // Attention with AVX2, FMA and F16C: queries with keys, and weights with values, as the cache stores them. Compiled
 // with those flags: see kernels_isa.h for what must not be used here.
 //
-// Four heads at a time share what is loaded and unpacked of two keys (or of sixteen columns of the values), and have
-// the eight chains of fused multiply-adds that hide their latency. In which order a sum is taken depends on the number
-// of its terms alone, so that it is the same whatever stands beside it.
+// Four heads at a time share what is loaded and unpacked of two keys (or of two vectors of the values), or eight heads
+// what is of one key, and have the eight chains of fused multiply-adds that hide their latency. In which order a sum is
+// taken depends on the number of its terms alone, so that it is the same whatever stands beside it.
 #include <immintrin.h>
 
 #include "inference/kernels_isa.h"
@@ -27,73 +27,87 @@ T load_as(const uint8_t* p) {
   return value;
 }
 
-// Eight numbers of a row from column i on, a multiple of 8, times kUnit. Codes of 4 and 2 bits are moved to
-// the top of their lanes, the rest of which is cleared; they are stored as code + half their range, which is two's
-// complement but for the highest bit.
+__m256i eight_bytes(const uint8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Eight numbers of a row from column i + c on, times kUnit; both are multiples of 8. kColumns are unpacked from the
+// same bytes, or a vector is whole by itself. Codes of 2 bits are moved to the top of their lanes, the rest of which is
+// cleared; they are stored as code + 2, which is two's complement but for the highest bit.
 struct Floats32 {
   static constexpr float kUnit = 1.0f;
-  static __m256 load(const uint8_t* row, int64_t i) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * i));
+  static constexpr int64_t kColumns = 8;
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * (i + c)));
   }
 };
 struct Floats16 {
   static constexpr float kUnit = 1.0f;
-  static __m256 load(const uint8_t* row, int64_t i) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * i)));
+  static constexpr int64_t kColumns = 8;
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * (i + c))));
   }
 };
 // Blocks of 32 codes after their scale (BlockQ8_0 of format/grid.h).
 struct BlocksQ8_0 {
   static constexpr float kUnit = 1.0f;
+  static constexpr int64_t kColumns = 8;
   static __m256 scale(const uint8_t* block) { return _mm256_cvtph_ps(_mm_set1_epi16(load_as<int16_t>(block))); }
-  static __m256 codes(const uint8_t* eight) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight))));
-  }
-  static __m256 load(const uint8_t* row, int64_t i) {
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) {
     const uint8_t* block = row + i / 32 * 34;
-    return _mm256_mul_ps(codes(block + 2 + i % 32), scale(block));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(eight_bytes(block + 2 + i % 32 + c)), scale(block));
   }
 };
 struct Codes8 {
   static constexpr float kUnit = 1.0f;
-  static __m256 load(const uint8_t* row, int64_t i) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i))));
-  }
+  static constexpr int64_t kColumns = 8;
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) { return _mm256_cvtepi32_ps(eight_bytes(row + i + c)); }
 };
-__m256 top_bits(__m256i shifted, int mask) {
-  const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));
-  return _mm256_cvtepi32_ps(_mm256_xor_si256(_mm256_and_si256(shifted, _mm256_set1_epi32(mask)), sign));
-}
+// In pairs: i is among the lower sixteen columns of its 32, and c >= 16, a constant for the caller, says the upper
+// halves of the bytes.
 struct Codes4 {
-  static constexpr float kUnit = 0x1p28f;
-  static __m256 load(const uint8_t* row, int64_t i) {
-    const __m256i eight = _mm256_set1_epi32(load_as<int32_t>(row + i / 2));
-    const __m256i places = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
-    return top_bits(_mm256_sllv_epi32(eight, places), static_cast<int>(0xf0000000u));
+  static constexpr float kUnit = 1.0f;
+  static constexpr int64_t kColumns = kPairedCodes;
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) {
+    const __m256i pairs = eight_bytes(row + i / 32 * 16 + ((i + c) & 15));
+    const __m256i at_top = c >= 16 ? pairs : _mm256_slli_epi32(pairs, 28);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(at_top, c >= 16 ? 4 : 28));
   }
 };
 struct Codes2 {
   static constexpr float kUnit = 0x1p30f;
-  static __m256 load(const uint8_t* row, int64_t i) {
-    const __m256i eight = _mm256_set1_epi16(load_as<int16_t>(row + i / 4));
+  static constexpr int64_t kColumns = 8;
+  static __m256 load(const uint8_t* row, int64_t i, int64_t c) {
+    const __m256i eight = _mm256_set1_epi16(load_as<int16_t>(row + (i + c) / 4));
     const __m256i places = _mm256_setr_epi32(30, 28, 26, 24, 22, 20, 18, 16);
-    return top_bits(_mm256_sllv_epi32(eight, places), static_cast<int>(0xc0000000u));
+    const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));
+    const __m256i top_bits = _mm256_set1_epi32(static_cast<int>(0xc0000000u));
+    return _mm256_cvtepi32_ps(_mm256_xor_si256(_mm256_and_si256(_mm256_sllv_epi32(eight, places), top_bits), sign));
   }
 };
 
-// Neighbouring vectors of a row, from a multiple of all their columns on; 1, 2 or 4 of Q8_0 so share a block's scale.
+// Vectors of a row that are met together, and from one to the next: two of paired codes are those that share bytes.
+template <class Load, int kVectors>
+constexpr int64_t kApart = (Load::kColumns == kPairedCodes && kVectors == 2) ? 16 : 8;
+// Where a pass over columns begins that would be from i on if its vectors were neighbours.
+template <class Load, int kVectors>
+constexpr int64_t place_of(int64_t i) {
+  return kApart<Load, kVectors> == 16 ? i - i % 32 / 2 : i;
+}
 template <int kVectors, class Load>
 [[gnu::always_inline]] inline Lanes<kVectors> load_vectors(Load, const uint8_t* row, int64_t i) {
   Lanes<kVectors> values;
-  values.fill([&](int64_t n) { return kept(Load::load(row, i + 8 * n)); });
+  values.fill([&](int64_t n) { return kept(Load::load(row, i, n * kApart<Load, kVectors>)); });
   return values;
 }
 template <int kVectors>
 [[gnu::always_inline]] inline Lanes<kVectors> load_vectors(BlocksQ8_0, const uint8_t* row, int64_t i) {
   const uint8_t* block = row + i / 32 * 34;
   const __m256 scale = BlocksQ8_0::scale(block);
-  Lanes<kVectors> values;
-  values.fill([&](int64_t n) { return kept(_mm256_mul_ps(BlocksQ8_0::codes(block + 2 + i % 32 + 8 * n), scale)); });
+  Lanes<kVectors> values;  // 1, 2 or 4 from a multiple of all their columns on: of one block
+  values.fill([&](int64_t n) {
+    return kept(_mm256_mul_ps(_mm256_cvtepi32_ps(eight_bytes(block + 2 + i % 32 + 8 * n)), scale));
+  });
   return values;
 }
 
@@ -122,7 +136,12 @@ struct ScoreSums {
     rest.add(load, q + q_stride, q_stride, keys);
   }
   void store(__m128 scale, float* out, int64_t out_stride) const {
-    if constexpr (kKeys == 4) {
+    if constexpr (kKeys == 1 && n >= 4) {
+      float of_heads[4];
+      _mm_storeu_ps(of_heads, _mm_mul_ps(sums_of(sum.x, rest.sum.x, rest.rest.sum.x, rest.rest.rest.sum.x), scale));
+      for (int64_t h = 0; h < 4; ++h) out[h * out_stride] = of_heads[h];
+      rest.rest.rest.rest.store(scale, out + 4 * out_stride, out_stride);
+    } else if constexpr (kKeys == 4) {
       _mm_storeu_ps(out, _mm_mul_ps(sums_of(sum.x, sum.rest.x, sum.rest.rest.x, sum.rest.rest.rest.x), scale));
       rest.store(scale, out + out_stride, out_stride);
     } else if constexpr (kKeys == 2 && n >= 2) {
@@ -150,10 +169,18 @@ template <class Load, int kHeads, int kKeys>
   ask_for(keys, kKeys * k.stride);
   ScoreSums<kHeads, kKeys> sums;
   int64_t i = 0;
-  for (; i + 8 <= k.cols; i += 8) {
-    Lanes<kKeys> loaded;
-    loaded.fill([&](int64_t j) { return kept(Load::load(keys + j * k.stride, i)); });
-    sums.add([&](const float* p) { return kept(_mm256_loadu_ps(p + i)); }, q, q_stride, loaded);
+  for (; i + Load::kColumns <= k.cols; i += Load::kColumns) {
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < Load::kColumns; c += 8) {
+      // What one key meets is an operand in memory: that costs no instruction.
+      const auto query = [&](const float* p) {
+        const __m256 eight = _mm256_loadu_ps(p + i + c);
+        return kKeys == 1 ? eight : kept(eight);
+      };
+      Lanes<kKeys> loaded;
+      loaded.fill([&](int64_t j) { return kept(Load::load(keys + j * k.stride, i, c)); });
+      sums.add(query, q, q_stride, loaded);
+    }
   }
   if (i < k.cols) {  // only floats have such rows
     const auto first = [&](const float* p) { return load_first(p + i, k.cols - i); };
@@ -167,7 +194,7 @@ template <class Load, int kHeads, int kKeys>
 template <class Load, int kHeads>
 void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float factor, float* out, int64_t out_stride) {
   const __m128 scale = _mm_set1_ps(factor);
-  constexpr int kKeys = kHeads == 4 ? 2 : 4;
+  constexpr int kKeys = kHeads == 8 ? 1 : kHeads == 4 ? 2 : 4;
   int64_t j = 0;
   for (; j + kKeys <= k.count; j += kKeys)
     score_tile<Load, kHeads, kKeys>(q, q_stride, k, k.data + j * k.stride, scale, out + j, out_stride);
@@ -178,6 +205,9 @@ void score_heads(const float* q, int64_t q_stride, const CachedRows& k, float fa
 template <class Load>
 void scores(const float* q, int64_t q_stride, int64_t heads, const CachedRows& k, float scale, float* out,
             int64_t out_stride) {
+  // Eight heads want as many loads as multiply-adds, which pays where a key is dear to unpack.
+  for (; Load::kColumns == kPairedCodes && heads >= 8; heads -= 8, q += 8 * q_stride, out += 8 * out_stride)
+    score_heads<Load, 8>(q, q_stride, k, scale, out, out_stride);
   for (; heads >= 4; heads -= 4, q += 4 * q_stride, out += 4 * out_stride)
     score_heads<Load, 4>(q, q_stride, k, scale, out, out_stride);
   if (heads >= 2) {
@@ -256,30 +286,30 @@ void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& keys, flo
 
 // ---- Weights with values
 
-// Columns i .. i + 8 * kVectors of n heads.
+// Some columns of n heads.
 template <int n, int kVectors>
 struct MixSums {
   Lanes<kVectors> sum;
   MixSums<n - 1, kVectors> rest;
 
-  void load(const float* out, int64_t stride) {
-    sum.load(out);
-    rest.load(out + stride, stride);
+  void load(const float* out, int64_t stride, int64_t apart) {
+    sum.load(out, apart);
+    rest.load(out + stride, stride, apart);
   }
   void add(const float* weight, int64_t weight_stride, const Lanes<kVectors>& v) {
     sum.add_product(_mm256_broadcast_ss(weight), v);
     rest.add(weight + weight_stride, weight_stride, v);
   }
-  void store(float* out, int64_t stride) const {
-    sum.store(out);
-    rest.store(out + stride, stride);
+  void store(float* out, int64_t stride, int64_t apart) const {
+    sum.store(out, apart);
+    rest.store(out + stride, stride, apart);
   }
 };
 template <int kVectors>
 struct MixSums<0, kVectors> {
-  void load(const float*, int64_t) {}
+  void load(const float*, int64_t, int64_t) {}
   void add(const float*, int64_t, const Lanes<kVectors>&) {}
-  void store(float*, int64_t) const {}
+  void store(float*, int64_t, int64_t) const {}
 };
 
 // Rows are met once for each few columns, of which accumulators stand in registers, so they are taken by so many bytes
@@ -291,14 +321,15 @@ template <class Load, int kHeads, int kVectors>
 [[gnu::always_inline]] inline void mix_columns(const float* weights, int64_t weight_stride, const CachedRows& rows,
                                                bool add, float* out, int64_t out_stride, int64_t i, const uint8_t* next,
                                                int64_t step) {
+  i = place_of<Load, kVectors>(i);
   MixSums<kHeads, kVectors> sums;
-  if (add) sums.load(out + i, out_stride);
+  if (add) sums.load(out + i, out_stride, kApart<Load, kVectors>);
   const uint8_t* row = rows.data;
   for (int64_t j = 0; j < rows.count; ++j, row += rows.stride, next += step) {
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
     sums.add(weights + j, weight_stride, load_vectors<kVectors>(Load(), row, i));
   }
-  sums.store(out + i, out_stride);
+  sums.store(out + i, out_stride, kApart<Load, kVectors>);
 }
 
 // What is left of whole vectors; only floats have such rows.

@@ -44,24 +44,31 @@ inline T load_as(const uint8_t* p) {
   return value;
 }
 
-// Sixteen numbers of a row, of kBytes, from column i on, a multiple of 16, times kUnit; codes as in attention_avx2.cc.
+// Sixteen numbers of a row, of kBytes, times kUnit: vector n from column i on, a multiple of so many vectors as share
+// bytes (kShared). Codes as in attention_avx2.cc.
 struct Floats32 {
   static constexpr int64_t kBytes = 64;
   static constexpr float kUnit = 1.0f;
-  static Floats from(const uint8_t* row, int64_t i) { return load(reinterpret_cast<const float*>(row + 4 * i)); }
+  static constexpr int64_t kShared = 1;
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) {
+    return load(reinterpret_cast<const float*>(row) + i + n * kVectorLanes);
+  }
 };
 struct Floats16 {
   static constexpr int64_t kBytes = 32;
   static constexpr float kUnit = 1.0f;
-  static Floats from(const uint8_t* row, int64_t i) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i)));
+  static constexpr int64_t kShared = 1;
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i) + n));
   }
 };
 struct BlocksQ8_0 {
   static constexpr int64_t kBytes = 17;
   static constexpr float kUnit = 1.0f;
+  static constexpr int64_t kShared = 1;
   static Floats scale(const uint8_t* block) { return _mm512_cvtph_ps(_mm256_set1_epi16(load_as<int16_t>(block))); }
-  static Floats from(const uint8_t* row, int64_t i) {
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) {
+    i += n * kVectorLanes;
     const uint8_t* block = row + i / 32 * 34;
     return multiply(bytes_to_floats(block + 2 + i % 32), scale(block));
   }
@@ -69,27 +76,29 @@ struct BlocksQ8_0 {
 struct Codes8 {
   static constexpr int64_t kBytes = 16;
   static constexpr float kUnit = 1.0f;
-  static Floats from(const uint8_t* row, int64_t i) { return bytes_to_floats(row + i); }
+  static constexpr int64_t kShared = 1;
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) { return bytes_to_floats(row + i + n * kVectorLanes); }
 };
-inline Floats top_bits(Ints shifted, uint32_t mask) {
-  return to_floats(differing(both(shifted, splat_int(static_cast<int>(mask))), splat_int(INT32_MIN)));
-}
 struct Codes4 {
   static constexpr int64_t kBytes = 8;
-  static constexpr float kUnit = 0x1p28f;
-  static Floats from(const uint8_t* row, int64_t i) {
-    const uint8_t* p = row + i / 2;
-    const Ints words = _mm512_mask_set1_epi32(splat_int(load_as<int32_t>(p)), 0xff00, load_as<int32_t>(p + 4));
-    const Ints places = _mm512_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
-    return top_bits(_mm512_sllv_epi32(words, places), 0xf0000000u);
+  static constexpr float kUnit = 1.0f;
+  static constexpr int64_t kShared = kPairedCodes / kVectorLanes;
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) {
+    const uint8_t* sixteen = row + i / 2 + n / 2 * 16;
+    const Ints pairs = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sixteen)));
+    const bool upper = n % 2 == 1;
+    return to_floats(_mm512_srai_epi32(upper ? pairs : _mm512_slli_epi32(pairs, 28), upper ? 4 : 28));
   }
 };
 struct Codes2 {
   static constexpr int64_t kBytes = 4;
   static constexpr float kUnit = 0x1p30f;
-  static Floats from(const uint8_t* row, int64_t i) {
+  static constexpr int64_t kShared = 1;
+  static Floats from(const uint8_t* row, int64_t i, int64_t n) {
+    const auto sixteen = load_as<int32_t>(row + i / 4 + n * kBytes);
     const Ints places = _mm512_setr_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    return top_bits(_mm512_sllv_epi32(splat_int(load_as<int32_t>(row + i / 4)), places), 0xc0000000u);
+    const Ints top_bits = _mm512_sllv_epi32(splat_int(sixteen), places);
+    return to_floats(differing(both(top_bits, splat_int(static_cast<int>(0xc0000000u))), splat_int(INT32_MIN)));
   }
 };
 
@@ -97,7 +106,12 @@ struct Codes2 {
 template <class Load, int kVectors>
 inline void load_vectors(const uint8_t* row, int64_t i, Floats (&values)[kVectors]) {
 #pragma GCC unroll 4
-  for (int64_t n = 0; n < kVectors; ++n) values[n] = Load::from(row, i + n * kVectorLanes);
+  for (int64_t n = 0; n < kVectors; ++n) values[n] = Load::from(row, i, n);
+}
+template <class Load>
+inline void load_vectors(const uint8_t* row, int64_t i, Floats (&values)[1]) {
+  const int64_t n = i / kVectorLanes % Load::kShared;
+  values[0] = Load::from(row, i - n * kVectorLanes, n);
 }
 // From a multiple of 64 columns on: two of them share a scale.
 template <>
@@ -137,17 +151,19 @@ template <class Load, int kHeads>
   Floats sums[kHeads][kTile];
   for (auto& head : sums)
     for (Floats& sum : head) sum = splat(0.0f);
-  for (int64_t i = 0; i < cols; i += kVectorLanes) {
-    Floats key[kTile];
+  for (int64_t i = 0; i < cols; i += Load::kShared * kVectorLanes)
+#pragma GCC unroll 2
+    for (int64_t n = 0; n < Load::kShared; ++n) {
+      Floats key[kTile];
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < kTile; ++j) key[j] = Load::from(keys[j], i);
+      for (int64_t j = 0; j < kTile; ++j) key[j] = Load::from(keys[j], i, n);
 #pragma GCC unroll 4
-    for (int64_t h = 0; h < kHeads; ++h) {
-      const Floats query = load(q + h * q_stride + i);
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const Floats query = load(q + h * q_stride + i + n * kVectorLanes);
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < kTile; ++j) sums[h][j] = multiply_add(query, key[j], sums[h][j]);
+        for (int64_t j = 0; j < kTile; ++j) sums[h][j] = multiply_add(query, key[j], sums[h][j]);
+      }
     }
-  }
   Floats quarters[4];
 #pragma GCC unroll 4
   for (int64_t h = 0; h < 4; ++h) quarters[h] = quarter_sums(sums[h < kHeads ? h : kHeads - 1]);
@@ -223,7 +239,7 @@ template <int kHeads, int kBlocks>
     }
 #pragma GCC unroll 2
   for (int64_t n = 0; n < kBlocks; ++n) {
-    const Floats scales = Floats16::from(group + (b + n) * kKeyGroup * 2, 0);
+    const Floats scales = Floats16::from(group + (b + n) * kKeyGroup * 2, 0, 0);
 #pragma GCC unroll 4
     for (int64_t h = 0; h < kHeads; ++h) {
       const Floats both_scales = multiply(scales, splat(q.scales[h * blocks + b + n]));

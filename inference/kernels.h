@@ -172,6 +172,8 @@ struct VectorKernels {
   // KL divergence of q from p, where log p = base - base_lse and log q = x - lse: the sum of p * (log p - log q) over
   // the tokens with log p > -16, as llama-perplexity has it.
   double (*kl)(const float* base, float base_lse, const float* x, float lse, int64_t n);
+  // out[n]: codes of 4 bits in pairs as CachedRows has them; n is a multiple of kPairedCodes.
+  void (*decode_pairs)(const uint8_t* data, int64_t n, float* out);
 };
 const VectorKernels& vector_kernels(Isa isa);
 
@@ -181,8 +183,12 @@ struct CachedRows {
   const uint8_t* data = nullptr;  // row j at data + j * stride
   int64_t stride = 0;             // bytes
   int64_t count = 0;              // >= 1
-  int64_t cols = 0;               // of all types but F32 a multiple of 8, of Q8_0 of 32
+  int64_t cols = 0;               // of all types but F32 a multiple of 8, of Q8_0 and I4 of 32
 };
+
+// Codes of 4 bits lie in the cache as a vector unpacks them with least ado, in pairs: of each 32 columns byte n has
+// column n in its lower half and column 16 + n in its upper half, both in two's complement.
+constexpr int64_t kPairedCodes = 32;
 
 // Attention of heads h that share keys or values. Codes are met without their scale, and times `unit`, a power of two;
 // whoever calls divides by it. What comes out for a head, or of a position, does not depend on the others, nor on

@@ -125,6 +125,15 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum;
 }
 
+void decode_pairs(const uint8_t* data, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kPairedCodes, data += kPairedCodes / 2)
+    for (int64_t k = 0; k < kPairedCodes / 2; ++k) {
+      const int pair = static_cast<int8_t>(data[k]), lower = pair & 15;
+      out[i + k] = static_cast<float>(lower - (lower & 8) * 2);
+      out[i + k + kPairedCodes / 2] = static_cast<float>(pair >> 4);
+    }
+}
+
 const float* floats_at(const CachedRows& rows, int64_t j) {
   return reinterpret_cast<const float*>(rows.data + j * rows.stride);
 }
@@ -188,8 +197,9 @@ const RowKernel kScalarRowKernels[kRunnableTypes] = {
 const ChannelKernel kScalarChannelKernels[kChannelTypes] = {channel_kernel<2>(), channel_kernel<4>(),
                                                             channel_kernel<8>()};
 
-const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm,      gelu_multiply, silu_multiply, softcap,
-                                            max,         round_to_grid, sum_exp,       softmax,       kl};
+const VectorKernels kScalarVectorKernels = {Isa::scalar, rms_norm, gelu_multiply, silu_multiply,
+                                            softcap,     max,      round_to_grid, sum_exp,
+                                            softmax,     kl,       decode_pairs};
 
 const KeyKernel kScalarKeyKernel = {Isa::scalar, key_scores};
 

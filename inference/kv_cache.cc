@@ -24,6 +24,7 @@ BlockQ8_0 cached_block(const float* x) {
 CacheRows::CacheRows(int64_t heads, int64_t head_dim, int64_t slots, DType type, float scale)
     : heads_(heads), head_dim_(head_dim), slots_(slots), type_(type), scale_(scale) {
   QAT_CHECK(head_dim % dtype_info(type).block_size == 0 || code_bits(type) != 0);
+  is_paired_ = type == DType::I4 && head_dim % kPairedCodes == 0;
   head_bytes_ = row_bytes(type, head_dim);
   codes_.resize(static_cast<size_t>(slots * heads) * head_bytes_);
 }
@@ -41,9 +42,6 @@ size_t CacheRows::offset(int64_t position, int64_t head) const {
 }
 
 void CacheRows::store(int64_t position, const float* row) {
-  int8_t codes[256];
-  constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width
-  const int bits = code_bits(type_);
   for (int64_t head = 0; head < heads_; ++head, row += head_dim_) {
     if (is_grouped_) {
       store_key(position, head, row);
@@ -55,16 +53,28 @@ void CacheRows::store(int64_t position, const float* row) {
         const BlockQ8_0 block = cached_block(row + i);
         std::memcpy(out, &block, sizeof block);
       }
-      continue;
-    }
-    if (bits == 0) {
+    } else if (code_bits(type_) == 0) {
       encode_rows(type_, row, 1, head_dim_, out);
+    } else {
+      store_codes(row, out);
+    }
+  }
+}
+
+void CacheRows::store_codes(const float* row, uint8_t* out) const {
+  int8_t codes[256];
+  constexpr int64_t kPiece = sizeof codes;  // whole bytes at every width, and whole groups of pairs
+  const int bits = code_bits(type_);
+  for (int64_t i = 0; i < head_dim_; i += kPiece, out += kPiece * bits / 8) {
+    const int64_t n = std::min(kPiece, head_dim_ - i);
+    encode_channel(bits, row + i, n, scale_, codes);
+    if (!is_paired_) {
+      pack_codes(bits, codes, 1, n, out);
       continue;
     }
-    for (int64_t i = 0; i < head_dim_; i += kPiece) {
-      const int64_t n = std::min(kPiece, head_dim_ - i);
-      encode_channel(bits, row + i, n, scale_, codes);
-      pack_codes(bits, codes, 1, n, out + i * bits / 8);
+    for (int64_t k = 0; k < n / 2; ++k) {
+      const int8_t* lower = codes + k / 16 * kPairedCodes + k % 16;
+      out[k] = static_cast<uint8_t>((lower[0] & 15) | lower[kPairedCodes / 2] * 16);
     }
   }
 }
@@ -105,7 +115,8 @@ void CacheRows::decode(Isa isa, int64_t position, int64_t head, int64_t count, f
     }
     // Rows that fill whole bytes lie without gaps, until the ring begins anew.
     n = code_bits(type_) * head_dim_ % 8 == 0 ? std::min(count, run(position)) : 1;
-    if (code_bits(type_) == 0) find_row_kernel(type_, isa)->decode(stored(position, head), n * head_dim_, out);
+    if (is_paired_) vector_kernels(isa).decode_pairs(stored(position, head), n * head_dim_, out);
+    else if (code_bits(type_) == 0) find_row_kernel(type_, isa)->decode(stored(position, head), n * head_dim_, out);
     else find_channel_kernel(type_, isa)->decode(stored(position, head), n * head_dim_, 1.0f, out);
   }
 }

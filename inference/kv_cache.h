@@ -21,7 +21,8 @@ constexpr int64_t kMaxBatchRows = 512;  // rows per forward pass: bounds the mem
 class CacheRows {
  public:
   CacheRows() = default;  // of a layer that reads another's
-  // F32, F16, Q8_0 (head_dim is a multiple of 32), or I2, I4, I8: codes (format/channel_grid.h), packed, of that scale.
+  // F32, F16, Q8_0 (head_dim is a multiple of 32), or I2, I4, I8: codes (format/channel_grid.h) of that scale, packed;
+  // of 4 bits in pairs (inference/kernels.h) where head_dim is a multiple of kPairedCodes.
   CacheRows(int64_t heads, int64_t head_dim, int64_t slots, DType type, float scale = 1.0f);
   // Keys in Q8_0, in groups of positions as KeyKernel (inference/kernels.h) wants them.
   static CacheRows in_groups(int64_t heads, int64_t head_dim, int64_t slots);
@@ -48,11 +49,12 @@ class CacheRows {
   KeyPlace key_place(int64_t position, int64_t head) const;
   size_t offset(int64_t position, int64_t head) const;
   void store_key(int64_t position, int64_t head, const float* row);
+  void store_codes(const float* row, uint8_t* out) const;
   void decode_key(int64_t position, int64_t head, float* out) const;
 
   int64_t heads_ = 0, head_dim_ = 0, slots_ = 0;
   DType type_ = DType::F32;
-  bool is_grouped_ = false;
+  bool is_grouped_ = false, is_paired_ = false;
   float scale_ = 1.0f;
   size_t head_bytes_ = 0;      // of a position, of one head
   HugeVector<uint8_t> codes_;  // floats, too

@@ -69,25 +69,25 @@ inline void look_up_16(const uint8_t* p, __m256 levels, __m256* low, __m256* hig
   *high = _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30)));
 }
 
-// 8 * n floats, zero at first. Members one inside the other, because GCC keeps them in registers; an array of sums it
-// would write back to memory at each step of a loop.
+// Vectors of 8 floats, n of them, zero at first, in memory `apart` floats from one to the next. Members one inside the
+// other, because GCC keeps them in registers; an array of sums it would write back to memory at each step of a loop.
 template <int n>
 struct Lanes {
   __m256 x = _mm256_setzero_ps();
   Lanes<n - 1> rest;
 
-  void load(const float* p) {
+  void load(const float* p, int64_t apart = 8) {
     x = _mm256_loadu_ps(p);
-    rest.load(p + 8);
+    rest.load(p + apart, apart);
   }
   template <class F>
   void fill(F f, int64_t first = 0) {  // with f(first), f(first + 1), ...
     x = f(first);
     rest.fill(f, first + 1);
   }
-  void store(float* p) const {
+  void store(float* p, int64_t apart = 8) const {
     _mm256_storeu_ps(p, x);
-    rest.store(p + 8);
+    rest.store(p + apart, apart);
   }
   void add(const Lanes& other) {
     x = _mm256_add_ps(x, other.x);
@@ -104,10 +104,10 @@ struct Lanes {
 };
 template <>
 struct Lanes<0> {
-  void load(const float*) {}
+  void load(const float*, int64_t = 8) {}
   template <class F>
   void fill(F, int64_t) {}
-  void store(float*) const {}
+  void store(float*, int64_t = 8) const {}
   void add(const Lanes&) {}
   void add_product(__m256, const Lanes&) {}
   void add_product(__m256, const float*) {}

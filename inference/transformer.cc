@@ -283,7 +283,8 @@ struct Transformer::Pass {
     return best;
   }
   // What the busiest thread has to do of one group of rows, if they take stretches in turn: its positions, each times
-  // the heads that meet it there, and four heads' time for reading it, unless it is unpacked for each four anyway.
+  // the heads that meet it there, and so many heads' time for what is done once: four for reading it, one for unpacking
+  // pairs of codes for eight heads, none where codes are unpacked for each four anyway.
   int64_t longest_share(const LayerConfig& layer, const AttentionParts& cut) {
     const AttentionHeads a = attention_part(layer, cut, ws.groups[0], 0);
     const int64_t seen = std::min(a.window, a.position + a.rows), threads = pool.size();
@@ -292,7 +293,7 @@ struct Transformer::Pass {
     int64_t positions = whole / threads * kAttentionStretch + (cut.parts + idle - 1) / idle * rest;
     if (whole % threads != 0) positions = std::max(positions, (whole / threads + 1) * kAttentionStretch);
     const int bits = code_bits(a.k->type());
-    return positions * (cut.together + (bits == 0 || bits == 8 ? 4 : 0));
+    return positions * (cut.together + (bits == 2 ? 0 : bits == 4 ? 1 : 4));
   }
 
   // Part `index` of a group, without its scratch.

@@ -329,12 +329,21 @@ inline void key_scores(const CodedQueries& q, int64_t heads, const KeyGroups& ke
   }
 }
 
+inline void decode_pairs(const uint8_t* data, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kPairedCodes, data += kPairedCodes / 2)
+    for (int64_t k = 0; k < kPairedCodes / 2; ++k) {
+      const int pair = static_cast<int8_t>(data[k]), lower = pair & 15;
+      out[i + k] = static_cast<float>(lower - (lower & 8) * 2);
+      out[i + k + kPairedCodes / 2] = static_cast<float>(pair >> 4);
+    }
+}
+
 template <Isa isa>
 constexpr KeyKernel kKeyKernel = {isa, key_scores};
 
 template <Isa isa>
-constexpr VectorKernels kVectorKernels = {isa, rms_norm,      gelu_multiply, silu_multiply, softcap,
-                                          max, round_to_grid, sum_exp,       softmax,       kl};
+constexpr VectorKernels kVectorKernels = {
+    isa, rms_norm, gelu_multiply, silu_multiply, softcap, max, round_to_grid, sum_exp, softmax, kl, decode_pairs};
 
 template <Isa isa>
 constexpr CacheKernel kCacheKernel = {DType::F32, isa, 1.0f, scores, mix};

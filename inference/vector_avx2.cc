@@ -193,9 +193,20 @@ double kl(const float* base, float base_lse, const float* x, float lse, int64_t 
   return sum_lanes(sum);
 }
 
+void decode_pairs(const uint8_t* data, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kPairedCodes, data += kPairedCodes / 2)
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < kPairedCodes / 2; k += 8) {
+      const __m256i pairs = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(data + k)));
+      const __m256i lower = _mm256_srai_epi32(_mm256_slli_epi32(pairs, 28), 28), upper = _mm256_srai_epi32(pairs, 4);
+      _mm256_storeu_ps(out + i + k, _mm256_cvtepi32_ps(lower));
+      _mm256_storeu_ps(out + i + k + kPairedCodes / 2, _mm256_cvtepi32_ps(upper));
+    }
+}
+
 }  // namespace
 
-const VectorKernels kAvx2VectorKernels = {Isa::avx2, rms_norm,      gelu_multiply, silu_multiply, softcap,
-                                          max,       round_to_grid, sum_exp,       softmax,       kl};
+const VectorKernels kAvx2VectorKernels = {
+    Isa::avx2, rms_norm, gelu_multiply, silu_multiply, softcap, max, round_to_grid, sum_exp, softmax, kl, decode_pairs};
 
 }  // namespace qat

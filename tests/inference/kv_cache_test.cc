@@ -94,7 +94,8 @@ std::vector<float> attention(Isa isa, const CacheRows& k, const CacheRows& v, co
 
 // Keys and values of two heads at `length` positions, and eight rows of queries.
 struct Attended {
-  Attended(DType type, int64_t length) : Attended(type, length, 3, type == DType::Q8_0 ? 32 : 24) {}
+  Attended(DType type, int64_t length)
+      : Attended(type, length, 3, type == DType::Q8_0 || type == DType::I4 ? 32 : 24) {}
   Attended(DType type, int64_t length, int64_t query_heads, int64_t dim)
       : heads(query_heads), head_dim(dim), stride(heads * head_dim + 8) {
     Random random(33);
@@ -154,11 +155,14 @@ TEST(Attention, ARowDoesNotDependOnItsCompany) {
         for (const int64_t position : {0, 3, 15, 60})
           if (isa_supported(isa)) expect_rows_together_as_alone(isa, attended, position, window);
   }
+  const Attended not_in_pairs(DType::I4, 70, 3, 24);
+  for (const Isa isa : built_isas())
+    if (isa_supported(isa)) expect_rows_together_as_alone(isa, not_in_pairs, 15, INT64_MAX);
 }
 
 // The same of so many heads that they meet smaller blocks, in groups: on both sides of where a block begins.
 TEST(Attention, ARowDoesNotDependOnItsCompanyWithManyHeads) {
-  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I8}) {
+  for (const DType type : {DType::F32, DType::F16, DType::Q8_0, DType::I4, DType::I8}) {
     const Attended attended(type, 530, 9, 64);
     for (const int64_t window : {int64_t{150}, INT64_MAX})
       for (const Isa isa : built_isas())

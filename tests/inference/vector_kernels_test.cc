@@ -229,6 +229,19 @@ TEST_P(VectorKernelsTest, AHeadDoesNotDependOnItsCompany) {
     }
 }
 
+// Of each 32 numbers the first sixteen are the bytes' lower halves; all bytes there are.
+TEST_P(VectorKernelsTest, PairsOfCodesAreTheirHalves) {
+  std::vector<uint8_t> bytes(256);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 37);
+  std::vector<float> decoded(2 * bytes.size());
+  ops_->decode_pairs(bytes.data(), static_cast<int64_t>(decoded.size()), decoded.data());
+  const auto code = [](int half) { return static_cast<float>(half < 8 ? half : half - 16); };
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    EXPECT_EQ(decoded[i / 16 * 32 + i % 16], code(bytes[i] & 15)) << i;
+    EXPECT_EQ(decoded[i / 16 * 32 + 16 + i % 16], code(bytes[i] >> 4)) << i;
+  }
+}
+
 // To the bit: half floats, blocks and codes as the floats of their value, whatever bits they are.
 TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
   Random random(11);
@@ -237,7 +250,8 @@ TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
     const CacheKernel& reference = *find_cache_kernel(DType::F32, kernel.isa);
     const bool is_coded = code_bits(kernel.type) != 0;
     for (const int64_t cols : {8, 16, 24, 32, 64, 72, 96, 512}) {
-      if (!is_coded && cols % dtype_info(kernel.type).block_size != 0) continue;
+      const bool is_paired = kernel.type == DType::I4;
+      if (cols % (is_paired ? kPairedCodes : is_coded ? 1 : dtype_info(kernel.type).block_size) != 0) continue;
       for (const int64_t count : {1, 2, 3, 7, 16})
         for (const int64_t heads : {1, 2, 3, 4, 7, 8}) {
           const auto stride = static_cast<int64_t>(row_bytes(kernel.type, cols)) + 3;  // rows need not touch
@@ -250,7 +264,8 @@ TEST(CacheKernels, StoredNumbersAreMetAsTheirFloats) {
             for (int64_t i = 1; kernel.type == DType::F16 && i < 2 * cols; i += 2) row[i] &= 0xbf;
             for (int64_t i = 1; kernel.type == DType::Q8_0 && i < stride; i += 34) row[i] &= 0xbf;
             float* out = decoded.data() + j * cols;
-            if (!is_coded) find_row_kernel(kernel.type, Isa::scalar)->decode(row, cols, out);
+            if (is_paired) vector_kernels(Isa::scalar).decode_pairs(row, cols, out);
+            else if (!is_coded) find_row_kernel(kernel.type, Isa::scalar)->decode(row, cols, out);
             else find_channel_kernel(kernel.type, Isa::scalar)->decode(row, cols, 1.0f, out);
           }
           const CachedRows stored = {bytes.data(), stride, count, cols};
