@@ -113,6 +113,9 @@ template <int kVectors>
 
 // ---- Queries with keys
 
+// Loops take two or more steps at a time: beside a busy neighbour of the core what counts is how many instructions
+// there are, and one step has three to five beside its products.
+
 // What _mm256_hadd_ps gives, in three instructions where that is four.
 __m256 add_neighbours(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
@@ -169,6 +172,7 @@ template <class Load, int kHeads, int kKeys>
   ask_for(keys, kKeys * k.stride);
   ScoreSums<kHeads, kKeys> sums;
   int64_t i = 0;
+#pragma GCC unroll 2
   for (; i + Load::kColumns <= k.cols; i += Load::kColumns) {
 #pragma GCC unroll 4
     for (int64_t c = 0; c < Load::kColumns; c += 8) {
@@ -231,14 +235,17 @@ template <int kHeads>
   for (int64_t b = 0; b < blocks; ++b) {
     __m256i sums[kHeads];
     for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-    for (int64_t k = b * kCodeBlock; k < (b + 1) * kCodeBlock; k += 4) {
+      // Sums are kept: GCC would add up the products of a block in pairs, and has no registers for them all.
+#pragma GCC unroll 8
+    for (int64_t n = 0; n < kCodeBlock; n += 4) {
+      const int64_t k = b * kCodeBlock + n;
       const __m256i key = kept(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + k * kKeyGroup)));
       const __m256i size = kept(_mm256_abs_epi8(key));
 #pragma GCC unroll 4
       for (int h = 0; h < kHeads; ++h) {
         const auto* four = reinterpret_cast<const uint8_t*>(codes + h * cols + k);
         const __m256i query = _mm256_sign_epi8(_mm256_set1_epi32(load_as<int32_t>(four)), key);
-        sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(_mm256_maddubs_epi16(size, query), ones));
+        sums[h] = kept(_mm256_add_epi32(sums[h], _mm256_madd_epi16(_mm256_maddubs_epi16(size, query), ones)));
       }
     }
     const auto* halves = reinterpret_cast<const __m128i*>(group + (b * kKeyGroup + j) * 2);
@@ -325,6 +332,7 @@ template <class Load, int kHeads, int kVectors>
   MixSums<kHeads, kVectors> sums;
   if (add) sums.load(out + i, out_stride, kApart<Load, kVectors>);
   const uint8_t* row = rows.data;
+#pragma GCC unroll 2
   for (int64_t j = 0; j < rows.count; ++j, row += rows.stride, next += step) {
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
     sums.add(weights + j, weight_stride, load_vectors<kVectors>(Load(), row, i));
