@@ -445,22 +445,33 @@ bool encode_static(const float* x, int64_t n, float scale, int8_t* codes) {
 
 // ---- Results of panels to rows
 
-// y[r * y_stride + o] = value(o, r) lane by lane; value gives 8 rows of an output.
+// y[r * y_stride + o] = value(o, r) lane by lane; value gives 8 rows of an output. First the tall x wide corner of a
+// tile of 8 x 8.
+template <class Value>
+void store_corner(int64_t tall, int64_t wide, float* y, int64_t y_stride, int64_t o, int64_t r, Value value) {
+  __m256 block[8];
+  for (int64_t i = 0; i < 8; ++i) block[i] = i < wide ? value(o + i, r) : _mm256_setzero_ps();
+  transpose8(block);
+  float row[8];
+  for (int64_t i = 0; i < tall; ++i) {
+    _mm256_storeu_ps(row, block[i]);
+    __builtin_memcpy(y + (r + i) * y_stride + o, row, static_cast<size_t>(wide) * sizeof(float));
+  }
+}
 template <class Value>
 void store_rows(int64_t rows, int64_t outputs, float* y, int64_t y_stride, Value value) {
   for (int64_t r = 0; r < rows; r += 8) {
-    for (int64_t o = 0; o < outputs; o += 8) {
-      const int64_t tall = rows - r < 8 ? rows - r : 8, wide = outputs - o < 8 ? outputs - o : 8;
+    const int64_t tall = rows - r < 8 ? rows - r : 8;
+    int64_t o = 0;
+    for (; tall == 8 && o + 8 <= outputs; o += 8) {
       __m256 block[8];
-      for (int64_t i = 0; i < 8; ++i) block[i] = i < wide ? value(o + i, r) : _mm256_setzero_ps();
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i) block[i] = value(o + i, r);
       transpose8(block);
-      float last[8];
-      for (int64_t i = 0; i < tall; ++i) {
-        float* out = y + (r + i) * y_stride + o;
-        _mm256_storeu_ps(wide == 8 ? out : last, block[i]);
-        if (wide < 8) __builtin_memcpy(out, last, static_cast<size_t>(wide) * sizeof(float));
-      }
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i) _mm256_storeu_ps(y + (r + i) * y_stride + o, block[i]);
     }
+    for (; o < outputs; o += 8) store_corner(tall, outputs - o < 8 ? outputs - o : 8, y, y_stride, o, r, value);
   }
 }
 
