@@ -104,7 +104,7 @@ void read_memory(benchmark::State& state, int threads) {
   ThreadPool pool(threads);
   for (auto _ : state)
     state.SetIterationTime(static_cast<double>(kMemoryBytes) / 1e9 /
-                           median(measure_read_bandwidth(pool, kMemoryBytes, 3)));
+                           median(ReadBandwidth(kMemoryBytes).measure(pool, 3)));
   state.counters["memory"] = benchmark::Counter(static_cast<double>(state.iterations() * kMemoryBytes),
                                                 benchmark::Counter::kIsRate, benchmark::Counter::kIs1000);
 }

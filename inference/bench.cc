@@ -153,22 +153,24 @@ struct Runs {
 
 }  // namespace
 
-std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t passes) {
-  const int64_t pieces = bytes / (kPieceWords * static_cast<int64_t>(sizeof(uint64_t)));
-  QAT_CHECK(pieces > 0 && passes > 0);
-  // Written to: pages never written are all the same one.
-  const HugeVector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
+ReadBandwidth::ReadBandwidth(int64_t bytes) : pieces_(bytes / (kPieceWords * static_cast<int64_t>(sizeof(uint64_t)))) {
+  QAT_CHECK(pieces_ > 0);
+  words_.assign(static_cast<size_t>(pieces_ * kPieceWords), 1);  // written to: pages never written are all the same one
+}
+
+std::vector<double> ReadBandwidth::measure(ThreadPool& pool, int64_t passes) const {
+  QAT_CHECK(passes > 0);
   std::vector<double> speeds(static_cast<size_t>(passes), 0.0);
   for (double& speed : speeds)
     for (const auto sum_piece : {sum_streams, sum_pages}) {
       std::atomic<uint64_t> sum{0};
       const double seconds = seconds_of([&] {
-        pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-          for (int64_t piece = begin; piece < end; ++piece) sum += sum_piece(words.data() + piece * kPieceWords);
+        pool.parallel_for(pieces_, 1, [&](int64_t begin, int64_t end, int) {
+          for (int64_t piece = begin; piece < end; ++piece) sum += sum_piece(words_.data() + piece * kPieceWords);
         });
       });
-      QAT_CHECK(sum == words.size());  // every word was read, in every pass
-      speed = std::max(speed, static_cast<double>(words.size() * sizeof(uint64_t)) / seconds / 1e9);
+      QAT_CHECK(sum == words_.size());  // every word was read, in every pass
+      speed = std::max(speed, static_cast<double>(words_.size() * sizeof(uint64_t)) / seconds / 1e9);
     }
   return speeds;
 }
@@ -217,6 +219,7 @@ BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const Ben
     runs.prefill(*own[i], contexts[i], false);
   }
   constexpr int64_t kReads = 4;
+  std::unique_ptr<ReadBandwidth> memory;
   std::vector<double> bandwidths;
   BenchResult result;
   result.prefill.tokens = options.prompt;
@@ -232,9 +235,10 @@ BenchResult run_benchmark(Engine& engine, const BenchOptions& options, const Ben
     }
     if (!counts) {
       result.peak_rss_bytes = peak_rss_bytes();
+      memory = std::make_unique<ReadBandwidth>(options.bandwidth_bytes);
       continue;
     }
-    const std::vector<double> reads = measure_read_bandwidth(engine.impl().pool, options.bandwidth_bytes, kReads);
+    const std::vector<double> reads = memory->measure(engine.impl().pool, kReads);
     bandwidths.insert(bandwidths.end(), reads.begin(), reads.end());
   }
   result.read_bandwidth = median(bandwidths);

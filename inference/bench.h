@@ -7,15 +7,26 @@
 #include <vector>
 
 #include "inference/engine.h"
+#include "inference/huge_pages.h"
 #include "inference/isa.h"
 #include "inference/thread_pool.h"
 
 namespace qat {
 
-// GB/s (1e9 bytes) at which the pool's threads together read memory, of each of `passes` over a buffer of `bytes`, at
-// least a megabyte, by the faster of two ways. It is memory that is measured only when the buffer is much larger than
-// every cache.
-std::vector<double> measure_read_bandwidth(ThreadPool& pool, int64_t bytes, int64_t passes);
+// How fast the pool's threads together read memory.
+class ReadBandwidth {
+ public:
+  // Of a buffer of so many bytes, at least a megabyte. It is memory that is measured only when that is much more than
+  // every cache has. The buffer lives as long as this: a virtual machine may give memory that is freed back to its host
+  // seconds later, which holds up whatever is timed then.
+  explicit ReadBandwidth(int64_t bytes);
+  // GB/s (1e9 bytes) of each of `passes` over the buffer, by the faster of two ways.
+  std::vector<double> measure(ThreadPool& pool, int64_t passes) const;
+
+ private:
+  int64_t pieces_;
+  HugeVector<uint64_t> words_;
+};
 
 double median(std::vector<double> values);  // of at least one
 

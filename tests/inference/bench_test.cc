@@ -235,7 +235,7 @@ TEST(Speed, RatioIsOfTheSameRepetitions) {
 TEST(ReadBandwidth, OfOneThreadAndOfSeveral) {
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
-    const double speed = median(measure_read_bandwidth(pool, 5 << 20, 2));  // that every word is read: checked inside
+    const double speed = median(ReadBandwidth(5 << 20).measure(pool, 2));  // that every word is read: checked inside
     EXPECT_GT(speed, 0.01);
     EXPECT_LT(speed, 1e5);
   }
